@@ -1,0 +1,175 @@
+//! Records shared with the agent, byte for byte.
+//!
+//! All of them live in plain arrays that the agent maps into its memory, one element per CPU and slot (or victim), so
+//! that a reader needs no system call and each element has one writing CPU. Every field is eight or four bytes wide and
+//! naturally aligned, so a reader sees each of them whole.
+
+use crate::histogram::Histogram;
+
+/// Tasks of cgroups that no policy names, kernel threads included.
+pub const SLOT_OTHER: u32 = 0;
+/// The idle task: nothing ran.
+pub const SLOT_IDLE: u32 = 1;
+/// The first slot that the agent may give to a cgroup.
+pub const FIRST_SLOT: u32 = 2;
+
+/// No blame is kept for waits of this cgroup.
+pub const NO_VICTIM: u32 = 0;
+/// The first victim row that the agent may give to an LS group.
+pub const FIRST_VICTIM: u32 = 1;
+
+/// Culprit: tasks that belong to no group of the policy.
+pub const CULPRIT_OTHER: u32 = 0;
+/// Culprit: nobody; the CPU was idle while the task was already runnable (wake-up and idle-exit latency).
+pub const CULPRIT_IDLE: u32 = 1;
+/// Culprit: unknown; the wait is longer than the segments that the CPU remembers.
+pub const CULPRIT_UNATTRIBUTED: u32 = 2;
+/// The first culprit column that the agent may give to a group.
+pub const FIRST_CULPRIT: u32 = 3;
+
+/// Segments that each CPU remembers: how far back blame can look.
+pub const SEGMENTS: usize = 8;
+
+/// Where a cgroup's counters are: slot, victim row and culprit column in one word, so that it is read and written whole.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place(pub u64);
+
+impl Place {
+    /// The place of every cgroup that no policy names.
+    pub const OTHER: Self = Self::new(SLOT_OTHER, NO_VICTIM, CULPRIT_OTHER);
+    /// The place of the idle task.
+    pub const IDLE: Self = Self::new(SLOT_IDLE, NO_VICTIM, CULPRIT_IDLE);
+
+    /// `victim` and `culprit` must fit 16 bits.
+    #[inline(always)]
+    pub const fn new(slot: u32, victim: u32, culprit: u32) -> Self {
+        Self(slot as u64 | (victim as u64 & 0xffff) << 32 | (culprit as u64 & 0xffff) << 48)
+    }
+
+    #[inline(always)]
+    pub const fn slot(self) -> u32 {
+        self.0 as u32
+    }
+
+    #[inline(always)]
+    pub const fn victim(self) -> u32 {
+        (self.0 >> 32) as u32 & 0xffff
+    }
+
+    #[inline(always)]
+    pub const fn culprit(self) -> u32 {
+        (self.0 >> 48) as u32
+    }
+}
+
+/// A stretch of time in which one CPU ran tasks of one cgroup.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Segment {
+    /// When it began, in the clock of the wait source (the run queue's clock, or ktime in the fallback).
+    pub since_ns: u64,
+    /// Whose tasks ran.
+    pub place: Place,
+}
+
+/// What one CPU remembers of its past. Padded to whole cache lines: no two CPUs write the same one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Cpu {
+    /// Segments begun so far; the current one is `segments[head % SEGMENTS]`.
+    pub head: u64,
+    pub reserved: [u64; 7],
+    pub segments: [Segment; SEGMENTS],
+}
+
+/// Run-queue waits and CPU time of one cgroup on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Wait {
+    /// Times that a task of the cgroup was put on the CPU.
+    pub switches: u64,
+    /// Time on the CPU, up to the last switch away.
+    pub on_cpu_ns: u64,
+    /// Waits measured. Fewer than `switches` where the kernel did not know when the wait began.
+    pub waits: u64,
+    /// Time waited.
+    pub wait_ns: u64,
+    /// Waits longer than the group's objective (see [`Objective`]).
+    pub slow: u64,
+    pub histogram: Histogram,
+}
+
+/// Requests served by one LS group, counted on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Requests {
+    /// Requests answered: first response byte seen.
+    pub served: u64,
+    /// Time from first request byte in to first response byte out, summed.
+    pub latency_ns: u64,
+    /// Requests slower than the group's objective.
+    pub slow: u64,
+    pub histogram: Histogram,
+}
+
+/// What counts as slow for one victim. `u64::MAX`: nothing does.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Objective {
+    pub wait_ns: u64,
+    pub latency_ns: u64,
+}
+
+impl Objective {
+    pub const NONE: Self = Self { wait_ns: u64::MAX, latency_ns: u64::MAX };
+}
+
+/// Things that a probe could not count, by cause. The agent exports each of them.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drop {
+    /// The run queue's clock could not be reached from either task.
+    NoClock = 0,
+    /// A wait began after it ended: clocks disagree.
+    NegativeWait = 1,
+    /// The fallback's table of runnable tasks is full; a wait will be missing.
+    RunnableTableFull = 2,
+    /// No memory for a connection's state; its requests are not measured.
+    NoSocketState = 3,
+    /// A packet whose headers could not be read.
+    Unparsable = 4,
+    /// Traffic of a cgroup that has a probe attached but no victim row.
+    UnknownGroup = 5,
+}
+
+impl Drop {
+    pub const ALL: [Self; 6] = [
+        Self::NoClock,
+        Self::NegativeWait,
+        Self::RunnableTableFull,
+        Self::NoSocketState,
+        Self::Unparsable,
+        Self::UnknownGroup,
+    ];
+}
+
+const _: () = {
+    assert!(size_of::<Segment>() == 16);
+    assert!(size_of::<Cpu>() == 192);
+    assert!(size_of::<Wait>() == 416);
+    assert!(size_of::<Requests>() == 400);
+    assert!(size_of::<Objective>() == 16);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_gives_back_what_was_put_in() {
+        let place = Place::new(70_000, 65_535, 12);
+        assert_eq!((place.slot(), place.victim(), place.culprit()), (70_000, 65_535, 12));
+        assert_eq!(Place::OTHER, Place::default(), "an empty table entry means: nobody's");
+    }
+}

@@ -1,0 +1,111 @@
+//! Every map, its size and why.
+//!
+//! The sizes written here are placeholders of one element: the agent sets the real ones at load, from the number of CPUs
+//! and the limits of its policy, and says so in `enforcer check`. Indices are `cpu × elements + element`; plain arrays
+//! rather than per-CPU ones, because only those can be mapped into the agent's memory.
+
+use aya_ebpf::{
+    EbpfContext, Global,
+    bindings::BPF_F_MMAPABLE,
+    btf_maps::SkStorage,
+    helpers::bpf_get_smp_processor_id,
+    macros::{btf_map, map},
+    maps::{Array, HashMap},
+};
+use enforcer_ebpf::{
+    layout::{Cpu, Drop, Objective, Requests, Wait},
+    table::{BUCKET_COUNT, Bucket},
+};
+
+use crate::probes::request_latency::Connection;
+
+/// Slots per CPU in [`WAITS`].
+#[unsafe(no_mangle)]
+static SLOTS: Global<u32> = Global::new(1);
+/// Victim rows per CPU in [`BLAME`] and [`REQUESTS`].
+#[unsafe(no_mangle)]
+static VICTIMS: Global<u32> = Global::new(1);
+/// Culprit columns per victim in [`BLAME`].
+#[unsafe(no_mangle)]
+static CULPRITS: Global<u32> = Global::new(1);
+
+/// Cgroup to place. 1 MiB, written by the agent only.
+#[map]
+pub static TABLE: Array<Bucket> = Array::with_max_entries(BUCKET_COUNT, BPF_F_MMAPABLE);
+/// What counts as slow, per victim. 16 bytes each, written by the agent only.
+#[map]
+pub static OBJECTIVES: Array<Objective> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Who ran lately: CPUs × 192 bytes.
+#[map]
+static CPUS: Array<Cpu> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Waits and CPU time: CPUs × slots × 416 bytes.
+#[map]
+static WAITS: Array<Wait> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Time waited, by victim and culprit: CPUs × victims × culprits × 8 bytes.
+#[map]
+static BLAME: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Requests: CPUs × victims × 400 bytes.
+#[map]
+static REQUESTS: Array<Requests> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// What could not be counted: CPUs × causes × 8 bytes.
+#[map]
+static DROPS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Since when a task has been runnable, by thread id. Used by the fallback only; 64 Ki tasks × about 64 bytes otherwise
+/// (the agent shrinks it to one entry where the kernel keeps that time itself).
+#[map]
+pub static RUNNABLE: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
+/// One per measured connection; the kernel frees it with the socket.
+#[btf_map]
+pub static CONNECTIONS: SkStorage<Connection> = SkStorage::new();
+
+/// The CPU this program runs on.
+#[derive(Clone, Copy)]
+pub struct ThisCpu(u32);
+
+impl ThisCpu {
+    #[inline(always)]
+    pub fn get() -> Self {
+        // SAFETY: takes nothing and cannot fail.
+        Self(unsafe { bpf_get_smp_processor_id() } as u32)
+    }
+
+    #[inline(always)]
+    pub fn segments(self) -> Option<&'static mut Cpu> {
+        // SAFETY: only this CPU writes its element, and tracing programs on the switch path do not nest on one CPU.
+        unsafe { Some(&mut *CPUS.get_ptr_mut(self.0)?) }
+    }
+
+    #[inline(always)]
+    pub fn wait(self, slot: u32) -> Option<&'static mut Wait> {
+        // SAFETY: as for `segments`.
+        unsafe { Some(&mut *WAITS.get_ptr_mut(self.0 * SLOTS.load() + slot)?) }
+    }
+
+    #[inline(always)]
+    pub fn blame(self, victim: u32, culprit: u32) -> Option<&'static mut u64> {
+        let row = self.0 * VICTIMS.load() + victim;
+        // SAFETY: as for `segments`.
+        unsafe { Some(&mut *BLAME.get_ptr_mut(row * CULPRITS.load() + culprit)?) }
+    }
+
+    #[inline(always)]
+    pub fn requests(self, victim: u32) -> Option<&'static mut Requests> {
+        // SAFETY: this CPU's element. An interrupt may send another response within the few instructions that count
+        // one; a count lost that way is acceptable (the BPF target has no atomic add).
+        unsafe { Some(&mut *REQUESTS.get_ptr_mut(self.0 * VICTIMS.load() + victim)?) }
+    }
+
+    /// Counts something that could not be counted; the log speaks up at each power of two.
+    #[inline(always)]
+    pub fn drop(self, ctx: &impl EbpfContext, what: Drop) {
+        // SAFETY: a statistic; a lost increment under nesting is acceptable.
+        let Some(count) = DROPS.get_ptr_mut(self.0 * Drop::ALL.len() as u32 + what as u32).map(|p| unsafe { &mut *p })
+        else {
+            return;
+        };
+        *count += 1;
+        if count.is_power_of_two() {
+            aya_log_ebpf::warn!(ctx, "probe drop cause {} now {} times on CPU {}", what as u32, *count, self.0);
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! One question per file.
+
+pub mod request_latency;
+pub mod run_queue_wait;

@@ -1,0 +1,185 @@
+//! The CPU bandwidth limit of a directory: `cpu.max` on v2, `cpu.cfs_quota_us` and `cpu.cfs_period_us` on v1.
+
+use std::{
+    error::Error as _,
+    io,
+    path::{Path, PathBuf},
+};
+
+use cgroups_rs::fs::cpu::CpuController;
+use serde::{Deserialize, Serialize};
+
+use super::hierarchy::Hierarchy;
+
+/// The kernel's bounds of a period, in us (`max_cfs_runtime` and friends in kernel/sched/core.c).
+pub const PERIOD_US: std::ops::RangeInclusive<u64> = 1_000..=1_000_000;
+/// The smallest quota that the kernel accepts, in us.
+pub const QUOTA_MIN_US: u64 = 1_000;
+
+/// So many microseconds of CPU time per period; no quota: no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuLimit {
+    pub quota_us: Option<u64>,
+    pub period_us: u64,
+}
+
+impl CpuLimit {
+    /// A mean of `milli_cores` thousandths of a CPU, in periods of `period_us`, within the kernel's bounds.
+    pub fn of_milli_cores(milli_cores: u32, period_us: u64) -> Self {
+        let period_us = period_us.clamp(*PERIOD_US.start(), *PERIOD_US.end());
+        let quota_us = (u64::from(milli_cores) * period_us / 1000).max(QUOTA_MIN_US);
+        Self { quota_us: Some(quota_us), period_us }
+    }
+
+    /// CPUs' worth of time, `None` without a limit.
+    pub fn cores(self) -> Option<f64> {
+        Some(self.quota_us? as f64 / self.period_us as f64)
+    }
+}
+
+impl std::fmt::Display for CpuLimit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.quota_us {
+            Some(quota_us) => write!(f, "{quota_us} {}", self.period_us),
+            None => write!(f, "max {}", self.period_us),
+        }
+    }
+}
+
+/// Why a limit could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The cgroup ended. Expected; the next scan will not contain it.
+    #[error("{0} is gone")]
+    Gone(PathBuf),
+    #[error(
+        "{0} has no CPU limit: the cpu controller is not enabled there; add +cpu to cgroup.subtree_control of its parents"
+    )]
+    NoController(PathBuf),
+    #[error(
+        "{path} refuses {limit}: a v1 parent's limit must not be below its children's, nor a quota below cpu.cfs_burst_us"
+    )]
+    Refused { path: PathBuf, limit: CpuLimit },
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// A directory with a CPU limit.
+#[derive(Debug)]
+pub struct CpuLimitFile {
+    directory: PathBuf,
+    controller: CpuController,
+    is_v2: bool,
+}
+
+impl CpuLimitFile {
+    /// The limit of `directory`, an absolute path in a hierarchy mounted at `mount`.
+    pub fn new(hierarchy: Hierarchy, mount: &Path, directory: PathBuf) -> Self {
+        let is_v2 = hierarchy == Hierarchy::V2;
+        let controller = CpuController::new(directory.clone(), mount.to_owned(), is_v2);
+        Self { directory, controller, is_v2 }
+    }
+
+    /// The limit in force.
+    ///
+    /// # Errors
+    /// [`Error::Gone`], [`Error::NoController`] or what the file system says.
+    pub fn read(&self) -> Result<CpuLimit, Error> {
+        let read = || -> cgroups_rs::fs::error::Result<CpuLimit> {
+            let quota_us = u64::try_from(self.controller.cfs_quota()?).ok().filter(|&us| us < i64::MAX as u64);
+            Ok(CpuLimit { quota_us, period_us: self.controller.cfs_period()? })
+        };
+        read().map_err(|err| self.explain(&err, None))
+    }
+
+    /// Puts a limit in force. On v1 two files are written, in the order in which the limit between the two writes is the
+    /// tighter one, or none.
+    ///
+    /// # Errors
+    /// As for [`CpuLimitFile::read`], and [`Error::Refused`].
+    pub fn write(&self, limit: CpuLimit) -> Result<(), Error> {
+        let quota = limit.quota_us.map_or(-1, |us| i64::try_from(us).expect("BUG: a quota of 292,000 years"));
+        let write = || -> cgroups_rs::fs::error::Result<()> {
+            if self.is_v2 {
+                return self.controller.set_cfs_quota_and_period(Some(quota), Some(limit.period_us));
+            }
+            let quota_first = limit.quota_us.is_none() || limit.period_us < self.controller.cfs_period()?;
+            if quota_first {
+                self.controller.set_cfs_quota(quota)?;
+                self.controller.set_cfs_period(limit.period_us)
+            } else {
+                self.controller.set_cfs_period(limit.period_us)?;
+                self.controller.set_cfs_quota(quota)
+            }
+        };
+        write().map_err(|err| self.explain(&err, Some(limit)))
+    }
+
+    fn explain(&self, err: &cgroups_rs::fs::error::Error, limit: Option<CpuLimit>) -> Error {
+        let path = self.directory.clone();
+        let cause = err.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+        let errno = cause.and_then(io::Error::raw_os_error).map(rustix::io::Errno::from_raw_os_error);
+        match (errno, limit) {
+            (Some(rustix::io::Errno::INVAL), Some(limit)) => Error::Refused { path, limit },
+            // Opening a control file that is not there is refused rather than not found, cgroupfs being closed to new files.
+            _ if !path.is_dir() => Error::Gone(path),
+            (Some(rustix::io::Errno::NOENT | rustix::io::Errno::ACCESS | rustix::io::Errno::PERM), _)
+                if !path.join(if self.is_v2 { "cpu.max" } else { "cpu.cfs_quota_us" }).exists() =>
+            {
+                Error::NoController(path)
+            }
+            (Some(errno), _) => Error::Io { path, source: errno.into() },
+            (None, _) => Error::Io { path, source: io::Error::other(err.to_string()) },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn v1(files: &[(&str, &str)]) -> (tempfile::TempDir, CpuLimitFile) {
+        let mount = tempfile::tempdir().unwrap();
+        let directory = mount.path().join("batch");
+        fs::create_dir(&directory).unwrap();
+        for (name, text) in files {
+            fs::write(directory.join(name), text).unwrap();
+        }
+        let file = CpuLimitFile::new(Hierarchy::V1Cpu, mount.path(), directory);
+        (mount, file)
+    }
+
+    #[test]
+    fn milli_cores_become_a_quota_within_the_kernels_bounds() {
+        for (milli_cores, period_us, expected) in [
+            (200, 1_000_000, "200000 1000000"),
+            (1_500, 100_000, "150000 100000"),
+            (1, 100_000, "1000 100000"),
+            (100, 5_000_000, "100000 1000000"),
+        ] {
+            assert_eq!(CpuLimit::of_milli_cores(milli_cores, period_us).to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_v1_limit_is_read_and_written_back() {
+        let (_mount, file) = v1(&[("cpu.cfs_quota_us", "-1\n"), ("cpu.cfs_period_us", "100000\n")]);
+        let owners = file.read().unwrap();
+        assert_eq!(owners, CpuLimit { quota_us: None, period_us: 100_000 });
+        let ours = CpuLimit { quota_us: Some(20_000), period_us: 1_000_000 };
+        file.write(ours).unwrap();
+        assert_eq!(file.read().unwrap(), ours);
+        file.write(owners).unwrap();
+        assert_eq!(file.read().unwrap(), owners);
+    }
+
+    #[test]
+    fn a_directory_that_went_and_one_without_the_controller_are_told_apart() {
+        let (mount, file) = v1(&[]);
+        assert!(matches!(file.read(), Err(Error::NoController(_))), "{:?}", file.read());
+        fs::remove_dir_all(mount.path()).unwrap();
+        assert!(matches!(file.read(), Err(Error::Gone(_))), "{:?}", file.read());
+    }
+}

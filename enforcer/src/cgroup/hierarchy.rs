@@ -1,0 +1,178 @@
+//! The mounted cgroup hierarchies that the agent uses.
+
+use std::path::{Path, PathBuf};
+
+use enforcer_ebpf::table::Key;
+use serde::{Deserialize, Serialize};
+
+/// A hierarchy that directories are followed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hierarchy {
+    V2,
+    /// The v1 hierarchy that holds the cpu controller.
+    V1Cpu,
+}
+
+impl Hierarchy {
+    /// How the probes know a directory of this hierarchy.
+    pub const fn key(self, inode: u64) -> Key {
+        match self {
+            Self::V2 => Key::v2(inode),
+            Self::V1Cpu => Key::v1_cpu(inode),
+        }
+    }
+}
+
+impl std::fmt::Display for Hierarchy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::V2 => "v2",
+            Self::V1Cpu => "v1 cpu",
+        })
+    }
+}
+
+/// What the host runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// One v2 tree with all controllers.
+    V2,
+    /// v1 controllers beside a v2 tree without them.
+    Hybrid,
+    V1,
+}
+
+/// Why no cgroups can be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the mount table cannot be read: {0}")]
+    Mounts(String),
+    #[error(
+        "no cgroup hierarchy with a cpu controller is mounted below {0}: mount cgroup2 there, or name the right place \
+         with --cgroup-root"
+    )]
+    NotMounted(PathBuf),
+}
+
+/// Mount points, by hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mounts {
+    pub v2: Option<PathBuf>,
+    pub v1_cpu: Option<PathBuf>,
+}
+
+impl Mounts {
+    /// The hierarchies mounted at or below `root`, by this process's mount table.
+    ///
+    /// # Errors
+    /// Where nothing usable is mounted there.
+    pub fn below(root: &Path) -> Result<Self, Error> {
+        let mounts = procfs::process::Process::myself()
+            .and_then(|me| me.mountinfo())
+            .map_err(|err| Error::Mounts(err.to_string()))?;
+        let mounts = mounts.0.iter().map(|mount| Mount {
+            point: &mount.mount_point,
+            is_whole: mount.root == "/",
+            kind: &mount.fs_type,
+            has_cpu: mount.super_options.contains_key("cpu"),
+        });
+        Self::of(root, mounts)
+    }
+
+    fn of<'a>(root: &Path, mounts: impl Iterator<Item = Mount<'a>>) -> Result<Self, Error> {
+        let mut found = Self { v2: None, v1_cpu: None };
+        for mount in mounts.filter(|mount| mount.is_whole && mount.point.starts_with(root)) {
+            let place = match mount.kind {
+                "cgroup2" => &mut found.v2,
+                "cgroup" if mount.has_cpu => &mut found.v1_cpu,
+                _ => continue,
+            };
+            place.get_or_insert_with(|| mount.point.to_owned());
+        }
+        if found == (Self { v2: None, v1_cpu: None }) {
+            return Err(Error::NotMounted(root.to_owned()));
+        }
+        Ok(found)
+    }
+
+    pub const fn layout(&self) -> Layout {
+        match (&self.v2, &self.v1_cpu) {
+            (Some(_), Some(_)) => Layout::Hybrid,
+            (Some(_), None) => Layout::V2,
+            (None, _) => Layout::V1,
+        }
+    }
+
+    /// The hierarchy that limits CPU time.
+    pub const fn cpu_hierarchy(&self) -> Hierarchy {
+        if self.v1_cpu.is_some() { Hierarchy::V1Cpu } else { Hierarchy::V2 }
+    }
+
+    /// Mounted hierarchies with their mount points.
+    pub fn iter(&self) -> impl Iterator<Item = (Hierarchy, &Path)> {
+        let v2 = self.v2.as_deref().map(|point| (Hierarchy::V2, point));
+        let v1_cpu = self.v1_cpu.as_deref().map(|point| (Hierarchy::V1Cpu, point));
+        v2.into_iter().chain(v1_cpu)
+    }
+
+    /// The mount point of a hierarchy that a directory was found in.
+    ///
+    /// # Panics
+    /// If it is not mounted.
+    pub fn point(&self, hierarchy: Hierarchy) -> &Path {
+        let point = match hierarchy {
+            Hierarchy::V2 => &self.v2,
+            Hierarchy::V1Cpu => &self.v1_cpu,
+        };
+        point.as_deref().expect("BUG: a directory of a hierarchy that is not mounted")
+    }
+}
+
+struct Mount<'a> {
+    point: &'a Path,
+    /// Not a bind mount of some directory inside the hierarchy.
+    is_whole: bool,
+    kind: &'a str,
+    has_cpu: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(mounts: &[(&'static str, &'static str, bool)]) -> Result<Mounts, Error> {
+        let mounts = mounts.iter().map(|&(point, kind, has_cpu)| Mount {
+            point: Path::new(point),
+            is_whole: true,
+            kind,
+            has_cpu,
+        });
+        Mounts::of(Path::new("/sys/fs/cgroup"), mounts)
+    }
+
+    #[test]
+    fn a_pure_v2_host_limits_cpu_in_v2() {
+        let mounts = of(&[("/", "ext4", false), ("/sys/fs/cgroup", "cgroup2", false)]).unwrap();
+        assert_eq!((mounts.layout(), mounts.cpu_hierarchy()), (Layout::V2, Hierarchy::V2));
+    }
+
+    #[test]
+    fn a_hybrid_host_limits_cpu_in_v1_and_has_v2_beside_it() {
+        let mounts = of(&[
+            ("/sys/fs/cgroup/memory", "cgroup", false),
+            ("/sys/fs/cgroup/cpu,cpuacct", "cgroup", true),
+            ("/sys/fs/cgroup/unified", "cgroup2", false),
+        ])
+        .unwrap();
+        assert_eq!((mounts.layout(), mounts.cpu_hierarchy()), (Layout::Hybrid, Hierarchy::V1Cpu));
+        assert_eq!(mounts.point(Hierarchy::V1Cpu), Path::new("/sys/fs/cgroup/cpu,cpuacct"));
+    }
+
+    #[test]
+    fn mounts_elsewhere_are_nobodys_business() {
+        let error = of(&[("/mnt/cgroup", "cgroup2", false)]).unwrap_err();
+        assert!(error.to_string().contains("--cgroup-root"), "{error}");
+    }
+}

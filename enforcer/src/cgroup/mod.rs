@@ -1,0 +1,7 @@
+//! Cgroups: where they are mounted, which ones the policy names, what their files say.
+
+pub mod cpu_limit;
+pub mod hierarchy;
+pub mod kubepods;
+pub mod pattern;
+pub mod tree;

@@ -1,0 +1,377 @@
+//! Follows the directories that the policy names, in every mounted hierarchy.
+//!
+//! inotify says where something changed; what changed is always looked up. A slow rescan catches what inotify could not
+//! (queue overflow, no watches left). A directory is known by its inode, so one that was removed and made again under
+//! the same name is a new one.
+
+use std::{
+    collections::HashMap,
+    ffi::OsStr,
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
+
+use super::{
+    hierarchy::{Hierarchy, Mounts},
+    pattern::Pattern,
+};
+
+/// How often everything is looked at again, although inotify reported nothing.
+const RESCAN: Duration = Duration::from_secs(30);
+/// The same while some directories could not be watched.
+const RESCAN_UNWATCHED: Duration = Duration::from_secs(2);
+
+/// Which group of the policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupId(pub usize);
+
+/// A directory that belongs to a group.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Directory {
+    pub hierarchy: Hierarchy,
+    /// Below the hierarchy's mount point.
+    pub path: PathBuf,
+    pub inode: u64,
+    pub group: GroupId,
+    /// It matches the group's pattern itself and lies below no other match: limits go here.
+    pub is_top: bool,
+}
+
+/// What happened to a directory of some group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    Appeared(Directory),
+    Vanished(Directory),
+}
+
+/// The directories in sight.
+#[derive(Debug)]
+pub struct Tree {
+    mounts: Mounts,
+    patterns: Vec<(GroupId, Pattern)>,
+    inotify: Option<Inotify>,
+    watched: HashMap<WatchDescriptor, (Hierarchy, PathBuf)>,
+    seen: HashMap<(Hierarchy, PathBuf), Seen>,
+    rescan_at: Duration,
+    generation: u64,
+    unwatched: usize,
+    buffer: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    inode: u64,
+    owner: Option<Owner>,
+    watch: Option<WatchDescriptor>,
+    generation: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Owner {
+    group: GroupId,
+    is_top: bool,
+}
+
+impl Tree {
+    /// Nothing is looked at before the first [`Tree::poll`].
+    pub fn new(mounts: Mounts, patterns: Vec<(GroupId, Pattern)>) -> Self {
+        let inotify = Inotify::init()
+            .inspect_err(|err| tracing::warn!(%err, "no inotify: new cgroups are found by rescans only"))
+            .ok();
+        Self {
+            mounts,
+            patterns,
+            inotify,
+            watched: HashMap::new(),
+            seen: HashMap::new(),
+            rescan_at: Duration::ZERO,
+            generation: 0,
+            unwatched: 0,
+            buffer: vec![0; 16 << 10],
+        }
+    }
+
+    pub const fn mounts(&self) -> &Mounts {
+        &self.mounts
+    }
+
+    /// Directories that could not be watched and are found by rescans only.
+    pub const fn unwatched(&self) -> usize {
+        self.unwatched
+    }
+
+    /// What changed since the last call, oldest first. Never blocks for longer than the file system takes to answer.
+    pub fn poll(&mut self, now: Duration) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let mut everything = now >= self.rescan_at;
+        for (place, mask) in self.events() {
+            if mask.contains(EventMask::Q_OVERFLOW) {
+                everything = true;
+            }
+            let Some((hierarchy, path)) = place else { continue };
+            if mask.intersects(EventMask::CREATE | EventMask::MOVED_TO) {
+                self.visit(hierarchy, &path, &mut changes);
+            } else if mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM) {
+                self.forget(hierarchy, &path, &mut changes);
+            }
+        }
+        if everything {
+            self.scan(&mut changes);
+            self.rescan_at = now + if self.unwatched > 0 { RESCAN_UNWATCHED } else { RESCAN };
+        }
+        changes
+    }
+
+    /// Directories of interest that inotify reported, by path; `None` for the queue's own events.
+    fn events(&mut self) -> Vec<(Option<(Hierarchy, PathBuf)>, EventMask)> {
+        let mut events = Vec::new();
+        let Some(inotify) = &mut self.inotify else { return events };
+        loop {
+            let batch = match inotify.read_events(&mut self.buffer) {
+                Ok(batch) => batch,
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => return events,
+                Err(err) => {
+                    tracing::warn!(%err, "inotify cannot be read: looking at everything again");
+                    events.push((None, EventMask::Q_OVERFLOW));
+                    return events;
+                }
+            };
+            for event in batch {
+                if event.mask.contains(EventMask::IGNORED) {
+                    self.watched.remove(&event.wd);
+                    continue;
+                }
+                let is_directory = event.mask.contains(EventMask::ISDIR);
+                let place = event.name.filter(|_| is_directory).and_then(|name: &OsStr| {
+                    let (hierarchy, parent) = self.watched.get(&event.wd)?;
+                    Some((*hierarchy, parent.join(name)))
+                });
+                events.push((place, event.mask));
+            }
+        }
+    }
+
+    fn scan(&mut self, changes: &mut Vec<Change>) {
+        self.generation += 1;
+        self.unwatched = 0;
+        let hierarchies: Vec<Hierarchy> = self.mounts.iter().map(|(hierarchy, _)| hierarchy).collect();
+        for hierarchy in hierarchies {
+            self.visit(hierarchy, Path::new(""), changes);
+        }
+        let gone: Vec<_> =
+            self.seen.iter().filter(|(_, seen)| seen.generation != self.generation).map(|(place, _)| place.clone()).collect();
+        for (hierarchy, path) in gone {
+            self.forget(hierarchy, &path, changes);
+        }
+    }
+
+    /// Looks at a directory and everything below it.
+    fn visit(&mut self, hierarchy: Hierarchy, path: &Path, changes: &mut Vec<Change>) {
+        let owner = self.owner_of(hierarchy, path);
+        let Some(name) = path.to_str() else { return };
+        if owner.is_none() && !self.patterns.iter().any(|(_, pattern)| pattern.may_match_below(name)) {
+            return;
+        }
+        let directory = self.mounts.point(hierarchy).join(path);
+        let Ok(inode) = fs::metadata(&directory).map(|metadata| metadata.ino()) else {
+            self.forget(hierarchy, path, changes);
+            return;
+        };
+        let place = (hierarchy, path.to_owned());
+        if self.seen.get(&place).is_some_and(|seen| seen.inode != inode) {
+            self.forget(hierarchy, path, changes);
+        }
+        match self.seen.get_mut(&place) {
+            Some(seen) => seen.generation = self.generation,
+            None => {
+                let seen = Seen { inode, owner, watch: None, generation: self.generation };
+                changes.extend(seen.directory(&place).map(Change::Appeared));
+                self.seen.insert(place.clone(), seen);
+            }
+        }
+        // Watch first, list afterwards: what is made in between is reported twice rather than never.
+        self.watch(&place, &directory);
+        for name in subdirectories(&directory) {
+            self.visit(hierarchy, &path.join(name), changes);
+        }
+    }
+
+    fn watch(&mut self, place: &(Hierarchy, PathBuf), directory: &Path) {
+        let seen = self.seen.get_mut(place).expect("BUG: watching what was not seen");
+        if seen.watch.is_some() {
+            return;
+        }
+        let Some(watches) = self.inotify.as_ref().map(Inotify::watches) else {
+            self.unwatched += 1;
+            return;
+        };
+        match add_watch(watches, directory) {
+            Ok(watch) => {
+                self.watched.insert(watch.clone(), place.clone());
+                seen.watch = Some(watch);
+            }
+            Err(err) => {
+                if self.unwatched == 0 {
+                    tracing::warn!(
+                        %err, directory = %directory.display(),
+                        "a cgroup cannot be watched and is found by rescans every {RESCAN_UNWATCHED:?}; \
+                         raise fs.inotify.max_user_watches"
+                    );
+                }
+                self.unwatched += 1;
+            }
+        }
+    }
+
+    /// Drops a directory and everything below it.
+    fn forget(&mut self, hierarchy: Hierarchy, path: &Path, changes: &mut Vec<Change>) {
+        let below = |place: &(Hierarchy, PathBuf)| place.0 == hierarchy && place.1.starts_with(path);
+        // Most removals are of a leaf; looking for descendants is worth it only when one may be there.
+        let mut gone: Vec<(Hierarchy, PathBuf)> = self
+            .seen
+            .get_key_value(&(hierarchy, path.to_owned()))
+            .map(|(place, _)| place.clone())
+            .into_iter()
+            .collect();
+        if self.mounts.point(hierarchy).join(path).is_dir() || path.as_os_str().is_empty() {
+            gone = self.seen.keys().filter(|place| below(place)).cloned().collect();
+            gone.sort_by_key(|(_, path)| std::cmp::Reverse(path.components().count()));
+        }
+        for place in gone {
+            let Some(seen) = self.seen.remove(&place) else { continue };
+            if let Some(watch) = &seen.watch {
+                self.watched.remove(watch);
+            }
+            changes.extend(seen.directory(&place).map(Change::Vanished));
+        }
+    }
+
+    fn owner_of(&self, hierarchy: Hierarchy, path: &Path) -> Option<Owner> {
+        if let Some(parent) = path.parent()
+            && let Some(Seen { owner: Some(owner), .. }) = self.seen.get(&(hierarchy, parent.to_owned()))
+        {
+            return Some(Owner { group: owner.group, is_top: false });
+        }
+        let name = path.to_str()?;
+        let (group, _) = self.patterns.iter().find(|(_, pattern)| pattern.matches(name))?;
+        Some(Owner { group: *group, is_top: true })
+    }
+}
+
+impl Seen {
+    fn directory(&self, place: &(Hierarchy, PathBuf)) -> Option<Directory> {
+        let Owner { group, is_top } = self.owner?;
+        Some(Directory { hierarchy: place.0, path: place.1.clone(), inode: self.inode, group, is_top })
+    }
+}
+
+fn add_watch(mut watches: Watches, directory: &Path) -> io::Result<WatchDescriptor> {
+    let mask = WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVED_FROM | WatchMask::MOVED_TO;
+    watches.add(directory, mask | WatchMask::ONLYDIR)
+}
+
+/// Names of the directories in `directory`; empty if it went meanwhile.
+fn subdirectories(directory: &Path) -> impl Iterator<Item = std::ffi::OsString> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.file_name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tree over plain directories: inotify and inodes work there as they do in cgroupfs.
+    struct Host {
+        root: tempfile::TempDir,
+        tree: Tree,
+        now: Duration,
+    }
+
+    impl Host {
+        fn new(patterns: &[(usize, &str)]) -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let mounts = Mounts { v2: Some(root.path().to_owned()), v1_cpu: None };
+            let patterns =
+                patterns.iter().map(|(group, text)| (GroupId(*group), Pattern::new(text).unwrap())).collect();
+            Self { root, tree: Tree::new(mounts, patterns), now: Duration::ZERO }
+        }
+
+        fn make(&self, path: &str) {
+            fs::create_dir_all(self.root.path().join(path)).unwrap();
+        }
+
+        fn remove(&self, path: &str) {
+            fs::remove_dir(self.root.path().join(path)).unwrap();
+        }
+
+        /// One line per change since the last call: `+group path` or `-group path`, `!` after a top directory.
+        fn changes(&mut self) -> Vec<String> {
+            self.now += Duration::from_millis(100);
+            let line = |sign: char, directory: &Directory| {
+                let top = if directory.is_top { "!" } else { "" };
+                format!("{sign}{} {}{top}", directory.group.0, directory.path.display())
+            };
+            let changes = self.tree.poll(self.now);
+            let lines = changes.iter().map(|change| match change {
+                Change::Appeared(directory) => line('+', directory),
+                Change::Vanished(directory) => line('-', directory),
+            });
+            lines.collect()
+        }
+    }
+
+    #[test]
+    fn what_is_there_at_the_start_is_found_with_everything_below_it() {
+        let mut host = Host::new(&[(0, "web"), (1, "jobs/*")]);
+        host.make("web/a/b");
+        host.make("jobs/7");
+        host.make("other/web");
+        let mut found = host.changes();
+        found.sort();
+        assert_eq!(found, ["+0 web!", "+0 web/a", "+0 web/a/b", "+1 jobs/7!"]);
+        assert!(host.changes().is_empty(), "nothing is reported twice");
+    }
+
+    #[test]
+    fn directories_that_come_and_go_are_followed() {
+        let mut host = Host::new(&[(1, "jobs/*")]);
+        host.changes();
+        host.make("jobs");
+        assert!(host.changes().is_empty());
+        host.make("jobs/7/inner");
+        assert_eq!(host.changes(), ["+1 jobs/7!", "+1 jobs/7/inner"]);
+        host.remove("jobs/7/inner");
+        host.remove("jobs/7");
+        assert_eq!(host.changes(), ["-1 jobs/7/inner", "-1 jobs/7!"]);
+    }
+
+    #[test]
+    fn a_directory_made_again_under_its_old_name_is_a_new_one() {
+        let mut host = Host::new(&[(0, "web")]);
+        host.make("web");
+        host.changes();
+        // A sibling takes the inode number meanwhile, as in cgroupfs, which never reuses one soon.
+        host.remove("web");
+        host.make("placeholder");
+        host.make("web");
+        let changes = host.changes();
+        assert_eq!(changes, ["-0 web!", "+0 web!"]);
+    }
+
+    #[test]
+    fn a_rescan_finds_what_no_event_told() {
+        let mut host = Host::new(&[(0, "web")]);
+        host.make("web/a");
+        host.changes();
+        host.tree.inotify = None;
+        host.make("web/b");
+        fs::remove_dir(host.root.path().join("web/a")).unwrap();
+        assert!(host.changes().is_empty());
+        host.now += RESCAN;
+        assert_eq!(host.changes(), ["+0 web/b", "-0 web/a"]);
+    }
+}

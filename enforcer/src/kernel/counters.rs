@@ -1,0 +1,181 @@
+//! Maps to plain counters, summed over CPUs.
+
+use std::{
+    mem::offset_of,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use enforcer_ebpf::{
+    histogram::{BUCKETS, Histogram},
+    layout::{Cpu, Drop, Objective, Requests, SEGMENTS, Segment, Wait},
+};
+
+use super::{mapped::MappedArray, support::Sizes};
+
+/// Totals of one cgroup since its slot was allotted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WaitTotals {
+    pub switches: u64,
+    pub on_cpu_ns: u64,
+    pub waits: u64,
+    pub wait_ns: u64,
+    pub slow: u64,
+}
+
+/// Totals of one LS group since the probes were loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RequestTotals {
+    pub served: u64,
+    pub latency_ns: u64,
+    pub slow: u64,
+}
+
+/// What runs now: which slot on which CPU since when, and about what time it is.
+#[derive(Clone, Debug, Default)]
+pub struct Running {
+    /// Per CPU: slot and the time it got the CPU.
+    segments: Vec<(u32, u64)>,
+    now_ns: u64,
+}
+
+impl Running {
+    /// Time on the CPU that `on_cpu_ns` does not hold yet, because no switch has ended it.
+    pub fn unfinished_ns(&self, slot: u32) -> u64 {
+        self.segments.iter().filter(|(running, _)| *running == slot).map(|(_, since)| self.now_ns - since).sum()
+    }
+}
+
+/// The mapped counters.
+#[derive(Debug)]
+pub struct Counters {
+    sizes: Sizes,
+    cpus: MappedArray,
+    waits: MappedArray,
+    blame: MappedArray,
+    requests: MappedArray,
+    objectives: MappedArray,
+    drops: MappedArray,
+}
+
+impl Counters {
+    pub(super) const fn new(
+        sizes: Sizes,
+        cpus: MappedArray,
+        waits: MappedArray,
+        blame: MappedArray,
+        requests: MappedArray,
+        objectives: MappedArray,
+        drops: MappedArray,
+    ) -> Self {
+        Self { sizes, cpus, waits, blame, requests, objectives, drops }
+    }
+
+    /// Totals of one slot.
+    pub fn wait(&self, slot: u32) -> WaitTotals {
+        let mut sum = WaitTotals::default();
+        for words in self.per_cpu(&self.waits, self.sizes.slots, slot) {
+            // A slot that never ran on this CPU needs no further look: this is most of a large host.
+            let switches = words[offset_of!(Wait, switches) / 8].load(Relaxed);
+            if switches == 0 {
+                continue;
+            }
+            sum.switches += switches;
+            sum.on_cpu_ns += words[offset_of!(Wait, on_cpu_ns) / 8].load(Relaxed);
+            sum.waits += words[offset_of!(Wait, waits) / 8].load(Relaxed);
+            sum.wait_ns += words[offset_of!(Wait, wait_ns) / 8].load(Relaxed);
+            sum.slow += words[offset_of!(Wait, slow) / 8].load(Relaxed);
+        }
+        sum
+    }
+
+    /// One slot's histogram of waits.
+    pub fn wait_histogram(&self, slot: u32) -> Histogram {
+        let mut to = [0; BUCKETS];
+        for words in self.per_cpu(&self.waits, self.sizes.slots, slot) {
+            add_histogram(&words[offset_of!(Wait, histogram) / 8..], &mut to);
+        }
+        to
+    }
+
+    /// Totals of one LS group.
+    pub fn requests(&self, victim: u32) -> RequestTotals {
+        let mut sum = RequestTotals::default();
+        for words in self.per_cpu(&self.requests, self.sizes.victims, victim) {
+            sum.served += words[offset_of!(Requests, served) / 8].load(Relaxed);
+            sum.latency_ns += words[offset_of!(Requests, latency_ns) / 8].load(Relaxed);
+            sum.slow += words[offset_of!(Requests, slow) / 8].load(Relaxed);
+        }
+        sum
+    }
+
+    /// One LS group's histogram of request latencies.
+    pub fn request_histogram(&self, victim: u32) -> Histogram {
+        let mut to = [0; BUCKETS];
+        for words in self.per_cpu(&self.requests, self.sizes.victims, victim) {
+            add_histogram(&words[offset_of!(Requests, histogram) / 8..], &mut to);
+        }
+        to
+    }
+
+    /// Time that `victim` waited while `culprit` ran, in ns.
+    pub fn blame_ns(&self, victim: u32, culprit: u32) -> u64 {
+        let row = self.sizes.victims * self.sizes.culprits;
+        self.per_cpu(&self.blame, row, victim * self.sizes.culprits + culprit).map(|words| words[0].load(Relaxed)).sum()
+    }
+
+    /// Events that the probes could not count, by cause.
+    pub fn drops(&self, cause: Drop) -> u64 {
+        let causes = Drop::ALL.len() as u32;
+        self.per_cpu(&self.drops, causes, cause as u32).map(|words| words[0].load(Relaxed)).sum()
+    }
+
+    /// What runs now. Time is the youngest segment's start: the caller itself was just switched to, so that is right
+    /// within the caller's own run time and needs no conversion between clocks.
+    pub fn running(&self, into: &mut Running) {
+        into.segments.clear();
+        for cpu in 0..self.sizes.cpus as usize {
+            let words = self.cpus.element(cpu);
+            let head = words[offset_of!(Cpu, head) / 8].load(Relaxed) as usize % SEGMENTS;
+            let segment = (offset_of!(Cpu, segments) + head * size_of::<Segment>()) / 8;
+            let since_ns = words[segment + offset_of!(Segment, since_ns) / 8].load(Relaxed);
+            let place = words[segment + offset_of!(Segment, place) / 8].load(Relaxed);
+            into.segments.push((enforcer_ebpf::layout::Place(place).slot(), since_ns));
+        }
+        into.now_ns = into.segments.iter().map(|(_, since)| *since).max().unwrap_or_default();
+    }
+
+    /// Sets what counts as slow for a victim.
+    pub fn set_objective(&self, victim: u32, objective: Objective) {
+        let words = self.objectives.element(victim as usize);
+        words[offset_of!(Objective, wait_ns) / 8].store(objective.wait_ns, Relaxed);
+        words[offset_of!(Objective, latency_ns) / 8].store(objective.latency_ns, Relaxed);
+    }
+
+    /// Forgets what a slot's former owner counted.
+    pub fn clear_slot(&self, slot: u32) {
+        for cpu in 0..self.sizes.cpus {
+            self.waits.clear((cpu * self.sizes.slots + slot) as usize);
+        }
+    }
+
+    fn per_cpu<'a>(
+        &'a self,
+        array: &'a MappedArray,
+        stride: u32,
+        element: u32,
+    ) -> impl Iterator<Item = &'a [AtomicU64]> {
+        (0..self.sizes.cpus).map(move |cpu| array.element((cpu * stride + element) as usize))
+    }
+}
+
+/// Histograms are 32-bit counts, two to a word, the lower index in the lower half (little endian, as on all hosts that
+/// the agent is built for). Each count wraps at 2^32, and so does their sum over CPUs: differences stay right.
+fn add_histogram(words: &[AtomicU64], to: &mut Histogram) {
+    for (counts, word) in to.as_chunks_mut::<2>().0.iter_mut().zip(words) {
+        let both = word.load(Relaxed);
+        counts[0] = counts[0].wrapping_add(both as u32);
+        counts[1] = counts[1].wrapping_add((both >> 32) as u32);
+    }
+}
+
+const _: () = assert!(BUCKETS.is_multiple_of(2) && cfg!(target_endian = "little"));

@@ -1,0 +1,252 @@
+//! Loading and attaching the probes.
+//!
+//! Each program is loaded on its own: one that this kernel refuses is a fact to report, not a reason to stop.
+
+use std::{fs::File, io, os::fd::AsFd as _};
+
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{Map, MapData},
+    programs::{
+        BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError,
+        cgroup_skb::CgroupSkbLink,
+    },
+};
+use aya_log::EbpfLogger;
+use enforcer_ebpf::{
+    layout::{self, Drop},
+    table,
+};
+
+use super::{
+    counters::Counters,
+    mapped::MappedArray,
+    slots::SlotTable,
+    support::{Sizes, Support, WaitSource},
+};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-probes"));
+
+/// Entries of the fallback's table of runnable tasks; a hash map of 64 Ki entries takes about 4 MiB.
+const RUNNABLE_TASKS: u32 = 65_536;
+
+/// Why the probes could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "this enforcer was built without kernel probes, because bpf-linker was missing: run `cargo xtask setup`, then \
+         `cargo xtask build`"
+    )]
+    NotBuilt,
+    #[error("the kernel refuses BPF ({0}): run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN")]
+    NotPermitted(String),
+    #[error("the probes cannot be loaded: {0}")]
+    Load(String),
+    #[error("the number of possible CPUs cannot be read: {0}")]
+    Cpus(io::Error),
+    #[error("map {name} cannot be mapped: {source}")]
+    Map { name: &'static str, source: io::Error },
+    #[error("the run-queue probe is refused by this kernel: {0}")]
+    RunQueueWait(String),
+}
+
+/// The probes, attached. Dropping them detaches everything.
+#[derive(Debug)]
+pub struct Probes {
+    ebpf: Ebpf,
+    /// Why requests cannot be measured here; `None`: they can.
+    pub request_latency_missing: Option<String>,
+}
+
+/// What [`Probes::load`] hands out.
+pub struct Loaded {
+    pub probes: Probes,
+    pub counters: Counters,
+    pub slots: SlotTable,
+    /// Diagnostics that the probes print; flush it when its descriptor becomes readable.
+    pub log: EbpfLogger<&'static dyn log::Log>,
+}
+
+/// The two programs that measure the requests of one cgroup directory; dropping it detaches them.
+#[derive(Debug)]
+pub struct RequestLinks(#[expect(dead_code, reason = "held for their Drop")] [CgroupSkbLink; 2]);
+
+/// Possible CPUs, which is how far CPU numbers go.
+///
+/// # Errors
+/// Where sysfs cannot be read.
+pub fn possible_cpus() -> Result<u32, Error> {
+    let cpus = aya::util::nr_cpus().map_err(|(_, err)| Error::Cpus(err))?;
+    Ok(u32::try_from(cpus).expect("CPU numbers fit 32 bits"))
+}
+
+impl Probes {
+    /// Loads the probes with tables of these sizes and attaches the run-queue probe.
+    ///
+    /// # Errors
+    /// Where BPF is not permitted, or the run-queue probe is refused. A kernel that refuses only the request probe is
+    /// reported in [`Probes::request_latency_missing`].
+    pub fn load(support: &Support, identity: Identity, sizes: Sizes) -> Result<Loaded, Error> {
+        if OBJECT.is_empty() {
+            return Err(Error::NotBuilt);
+        }
+        lift_memlock_limit();
+        let mut ebpf = load_object(support, identity, sizes)?;
+        // The first reader of the log takes its map out of `ebpf`.
+        let log = EbpfLogger::init(&mut ebpf).map_err(|err| Error::Load(err.to_string()))?;
+        let maps = Maps::take(&mut ebpf, sizes)?;
+
+        let btf = Btf::from_sys_fs().map_err(|err| Error::Load(err.to_string()))?;
+        let mut tracepoints = vec![("run_queue_wait", "sched_switch")];
+        if support.wait_source == WaitSource::Wakeups {
+            tracepoints.extend([("runnable_since", "sched_wakeup"), ("runnable_since_birth", "sched_wakeup_new")]);
+        }
+        for (program, tracepoint) in tracepoints {
+            attach_tracepoint(&mut ebpf, program, tracepoint, &btf)
+                .map_err(|err| Error::RunQueueWait(with_causes(&err)))?;
+        }
+        let request_latency_missing = load_request_programs(&mut ebpf).err().map(|err| with_causes(&err));
+        let Maps { counters, slots } = maps;
+        Ok(Loaded { probes: Self { ebpf, request_latency_missing }, counters, slots, log })
+    }
+
+    /// Measures the requests served below a directory of the v2 hierarchy, until the links are dropped.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn attach_request_latency(&mut self, directory: &File) -> Result<RequestLinks, ProgramError> {
+        let ingress = self.attach_cgroup("request_in", CgroupSkbAttachType::Ingress, directory)?;
+        let egress = self.attach_cgroup("response_out", CgroupSkbAttachType::Egress, directory)?;
+        Ok(RequestLinks([ingress, egress]))
+    }
+
+    fn attach_cgroup(
+        &mut self,
+        name: &str,
+        direction: CgroupSkbAttachType,
+        directory: &File,
+    ) -> Result<CgroupSkbLink, ProgramError> {
+        let program: &mut CgroupSkb = self.ebpf.program_mut(name).expect("BUG: no such program").try_into()?;
+        // With a link, `Single` only means that no flag is passed; other programs stay attached.
+        let link = program.attach(directory.as_fd(), direction, CgroupAttachMode::Single)?;
+        program.take_link(link)
+    }
+}
+
+/// By which hierarchies the run-queue probe tells cgroups apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Identity {
+    V2,
+    V1Cpu,
+    /// Hybrid hosts: the v2 directory if the policy names it, the v1 one otherwise.
+    Both,
+}
+
+impl Identity {
+    const fn bits(self) -> u32 {
+        match self {
+            Self::V2 => 1,
+            Self::V1Cpu => 2,
+            Self::Both => 3,
+        }
+    }
+}
+
+fn load_object(support: &Support, identity: Identity, sizes: Sizes) -> Result<Ebpf, Error> {
+    let Sizes { cpus, slots, victims, culprits } = sizes;
+    let have_sched_info = u32::from(support.wait_source == WaitSource::SchedInfo);
+    let identity = identity.bits();
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global("SLOTS", &slots, true)
+        .override_global("VICTIMS", &victims, true)
+        .override_global("CULPRITS", &culprits, true)
+        .override_global("IDENTITY", &identity, true)
+        .override_global("HAVE_SCHED_INFO", &have_sched_info, true)
+        .map_max_entries("OBJECTIVES", victims)
+        .map_max_entries("CPUS", cpus)
+        .map_max_entries("WAITS", cpus * slots)
+        .map_max_entries("BLAME", cpus * victims * culprits)
+        .map_max_entries("REQUESTS", cpus * victims)
+        .map_max_entries("DROPS", cpus * Drop::ALL.len() as u32);
+    if support.wait_source == WaitSource::Wakeups {
+        loader.map_max_entries("RUNNABLE", RUNNABLE_TASKS);
+    }
+    for (name, offset) in &support.offsets {
+        loader.override_global(name, offset, true);
+    }
+    loader.load(OBJECT).map_err(|err| {
+        let text = with_causes(&err);
+        if text.contains("Operation not permitted") { Error::NotPermitted(text) } else { Error::Load(text) }
+    })
+}
+
+struct Maps {
+    counters: Counters,
+    slots: SlotTable,
+}
+
+impl Maps {
+    fn take(ebpf: &mut Ebpf, sizes: Sizes) -> Result<Self, Error> {
+        let Sizes { cpus, slots, victims, culprits } = sizes;
+        let map = |name, element_bytes, elements: u32| {
+            let data = array(ebpf.map(name));
+            MappedArray::new(data.fd(), element_bytes, elements as usize).map_err(|source| Error::Map { name, source })
+        };
+        let table = map("TABLE", size_of::<table::Bucket>(), table::BUCKET_COUNT)?;
+        let counters = Counters::new(
+            sizes,
+            map("CPUS", size_of::<layout::Cpu>(), cpus)?,
+            map("WAITS", size_of::<layout::Wait>(), cpus * slots)?,
+            map("BLAME", 8, cpus * victims * culprits)?,
+            map("REQUESTS", size_of::<layout::Requests>(), cpus * victims)?,
+            map("OBJECTIVES", size_of::<layout::Objective>(), victims)?,
+            map("DROPS", 8, cpus * Drop::ALL.len() as u32)?,
+        );
+        Ok(Self { counters, slots: SlotTable::new(sizes.slots, table) })
+    }
+}
+
+fn array(map: Option<&Map>) -> &MapData {
+    match map {
+        Some(Map::Array(data)) => data,
+        other => panic!("BUG: expected an array map, found {other:?}"),
+    }
+}
+
+fn attach_tracepoint(ebpf: &mut Ebpf, program: &str, tracepoint: &str, btf: &Btf) -> Result<(), ProgramError> {
+    let program: &mut BtfTracePoint = ebpf.program_mut(program).expect("BUG: no such program").try_into()?;
+    program.load(tracepoint, btf)?;
+    program.attach()?;
+    Ok(())
+}
+
+fn load_request_programs(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
+    for name in ["request_in", "response_out"] {
+        let program: &mut CgroupSkb = ebpf.program_mut(name).expect("BUG: no such program").try_into()?;
+        program.load()?;
+    }
+    Ok(())
+}
+
+/// Before 5.11 maps count against `RLIMIT_MEMLOCK`. Where it cannot be lifted, loading fails with a clear enough error.
+fn lift_memlock_limit() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    if let Err(err) = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None }) {
+        tracing::debug!(%err, "RLIMIT_MEMLOCK stays as it is; kernels since 5.11 do not need it");
+    }
+}
+
+fn with_causes(err: &dyn std::error::Error) -> String {
+    let mut text = err.to_string();
+    let mut cause = err.source();
+    while let Some(err) = cause {
+        let more = err.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = err.source();
+    }
+    text
+}

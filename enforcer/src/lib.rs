@@ -1,0 +1,18 @@
+//! enforcer lets batch work (best-effort, BE) use what latency-sensitive services (LS) leave idle, without hurting them.
+//!
+//! ```text
+//! kernel --> signal --> decision --> actuation --> report
+//!    ^                                  |
+//!    +-------- the next snapshot -------+         cgroup --> which directory is whose
+//! ```
+//!
+//! The modules, in reading order; no stage knows the name of a stage to its right. See ARCHITECTURE.md.
+#![deny(unsafe_code)]
+// Denied where it matters: see clippy.toml.
+#![allow(clippy::disallowed_methods)]
+
+pub mod units;
+pub mod policy;
+pub mod cgroup;
+pub mod kernel;
+pub mod signal;

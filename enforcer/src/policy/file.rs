@@ -1,0 +1,255 @@
+//! The policy file: YAML to [`Policy`], with the line of whatever is wrong.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_saphyr::Spanned;
+
+use super::{Class, Group, Policy, Slo};
+use crate::{cgroup::pattern::Pattern, units::MilliCores};
+
+/// Kept by BE groups whose policy says nothing.
+const DEFAULT_FLOOR: MilliCores = MilliCores(100);
+const DEFAULT_CGROUPS: u32 = 1024;
+const CGROUPS: std::ops::RangeInclusive<u32> = 16..=16_384;
+/// Victim rows and culprit columns are 16-bit numbers in the probes, and blame is their product.
+const GROUPS_MAX: usize = 4096;
+/// Shorter objectives are below what the histograms can tell, longer ones above it.
+const OBJECTIVE: std::ops::RangeInclusive<Duration> = Duration::from_micros(10)..=Duration::from_secs(8);
+const NAME_MAX: usize = 63;
+
+/// What is wrong, and in which line (1 is the first).
+#[derive(Debug, PartialEq, Eq)]
+pub struct Wrong {
+    pub line: u64,
+    pub what: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    groups: Vec<Spanned<GroupEntry>>,
+    #[serde(default)]
+    limits: Limits,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GroupEntry {
+    name: Spanned<String>,
+    class: Class,
+    cgroups: Spanned<Vec<Spanned<String>>>,
+    slo: Option<Spanned<SloEntry>>,
+    floor: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct SloEntry {
+    request_latency: Option<Percentiles>,
+    run_queue_wait: Option<Percentiles>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Percentiles {
+    p99: Spanned<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Limits {
+    cgroups: Option<Spanned<u32>>,
+}
+
+/// Parses and checks a policy for a node with `cpus` CPUs.
+pub fn parse(text: &str, cpus: u32) -> Result<Policy, Wrong> {
+    let file: File = serde_saphyr::from_str(text).map_err(|err| unparsable(&err))?;
+    let mut groups: Vec<Group> = Vec::new();
+    let mut lines = Vec::new();
+    let mut floors = MilliCores(0);
+    for entry in &file.groups {
+        let (group, pattern_lines) = group(&entry.value)?;
+        if groups.iter().any(|earlier| earlier.name == group.name) {
+            return Err(wrong(&entry.value.name, format!("a group named {:?} exists already: rename one", group.name)));
+        }
+        for (pattern, line) in group.patterns.iter().zip(&pattern_lines) {
+            refuse_overlap(pattern, *line, &groups, &lines)?;
+        }
+        if group.class == Class::BE {
+            floors.0 = floors.0.saturating_add(group.floor.0);
+            check_floors(floors, cpus, &group, &entry.value)?;
+        }
+        groups.push(group);
+        lines.push(pattern_lines);
+    }
+    if groups.is_empty() || groups.len() > GROUPS_MAX {
+        let what = format!("a policy names 1 to {GROUPS_MAX} groups, this one {}", groups.len());
+        return Err(Wrong { line: 1, what });
+    }
+    Ok(Policy { groups, cgroups_max: cgroups_max(&file.limits)? })
+}
+
+fn group(entry: &GroupEntry) -> Result<(Group, Vec<u64>), Wrong> {
+    let name = &entry.name.value;
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.' | '_' | '/');
+    if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(allowed) {
+        let what = format!("{name:?} cannot name a group: use 1 to {NAME_MAX} of a-z, 0-9, -, ., _ and /");
+        return Err(wrong(&entry.name, what));
+    }
+    if entry.cgroups.value.is_empty() {
+        let what = format!("group {name:?} names no cgroups: give at least one pattern, such as batch.slice");
+        return Err(wrong(&entry.cgroups, what));
+    }
+    let compile = |text: &Spanned<String>| {
+        Pattern::new(&text.value).map_err(|err| wrong(text, format!("group {name:?}: {err}")))
+    };
+    let patterns = entry.cgroups.value.iter().map(compile).collect::<Result<Vec<_>, _>>()?;
+    let lines = entry.cgroups.value.iter().map(line_of).collect();
+
+    let slo = match (entry.class, &entry.slo) {
+        (_, None) => Slo::default(),
+        (Class::LS, Some(slo)) => slo_of(name, &slo.value)?,
+        (Class::BE, Some(slo)) => {
+            let what = format!("group {name:?} is BE and cannot have an slo: make it LS, or remove the slo");
+            return Err(wrong(slo, what));
+        }
+    };
+    let floor = match (entry.class, &entry.floor) {
+        (_, None) => DEFAULT_FLOOR,
+        (Class::BE, Some(floor)) => {
+            floor.value.parse().map_err(|err| wrong(floor, format!("group {name:?}: floor {err}")))?
+        }
+        (Class::LS, Some(floor)) => {
+            let what = format!("group {name:?} is LS, which is never limited: remove the floor, or make it BE");
+            return Err(wrong(floor, what));
+        }
+    };
+    Ok((Group { name: name.clone(), class: entry.class, patterns, slo, floor }, lines))
+}
+
+fn slo_of(group: &str, entry: &SloEntry) -> Result<Slo, Wrong> {
+    let objective = |what: &str, percentiles: &Option<Percentiles>| {
+        let Some(Percentiles { p99 }) = percentiles else { return Ok(None) };
+        let duration = humantime::parse_duration(&p99.value).map_err(|err| {
+            wrong(p99, format!("group {group:?}: {what} {:?} is no duration ({err}): write 5ms or 250us", p99.value))
+        })?;
+        if !OBJECTIVE.contains(&duration) {
+            let (low, high) = (OBJECTIVE.start(), OBJECTIVE.end());
+            let what = format!("group {group:?}: {what} must lie between {low:?} and {high:?}, not {duration:?}");
+            return Err(wrong(p99, what));
+        }
+        Ok(Some(duration))
+    };
+    Ok(Slo {
+        request_latency_p99: objective("requestLatency", &entry.request_latency)?,
+        run_queue_wait_p99: objective("runQueueWait", &entry.run_queue_wait)?,
+    })
+}
+
+fn refuse_overlap(pattern: &Pattern, line: u64, groups: &[Group], lines: &[Vec<u64>]) -> Result<(), Wrong> {
+    for (group, lines) in groups.iter().zip(lines) {
+        for (other, other_line) in group.patterns.iter().zip(lines) {
+            if pattern.overlaps(other) {
+                let what = format!(
+                    "`{pattern}` and `{other}` of group {:?} (line {other_line}) can name the same cgroup, or one below \
+                     the other: make them disjoint",
+                    group.name
+                );
+                return Err(Wrong { line, what });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_floors(floors: MilliCores, cpus: u32, group: &Group, entry: &GroupEntry) -> Result<(), Wrong> {
+    if floors.0 <= cpus.saturating_mul(1000) {
+        return Ok(());
+    }
+    let line = entry.floor.as_ref().map_or_else(|| line_of(&entry.name), line_of);
+    let what = format!(
+        "the floors of the BE groups up to {:?} add up to {} cores, and the node has {cpus}: lower them",
+        group.name,
+        floors.cores()
+    );
+    Err(Wrong { line, what })
+}
+
+fn cgroups_max(limits: &Limits) -> Result<u32, Wrong> {
+    let Some(cgroups) = &limits.cgroups else { return Ok(DEFAULT_CGROUPS) };
+    if !CGROUPS.contains(&cgroups.value) {
+        let what =
+            format!("limits.cgroups must lie between {} and {}, not {}", CGROUPS.start(), CGROUPS.end(), cgroups.value);
+        return Err(wrong(cgroups, what));
+    }
+    Ok(cgroups.value)
+}
+
+fn line_of<T>(item: &Spanned<T>) -> u64 {
+    item.referenced.line()
+}
+
+fn wrong<T>(at: &Spanned<T>, what: String) -> Wrong {
+    Wrong { line: line_of(at), what }
+}
+
+fn unparsable(err: &serde_saphyr::Error) -> Wrong {
+    let line = err.location().map_or(1, |location| location.line());
+    // The first line says what; the rest is a picture of the place, which the line number names already.
+    let text = err.without_snippet().to_string();
+    Wrong { line, what: text.lines().next().unwrap_or_default().to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_a_valid_policy() {
+        let policy = parse(super::super::EXAMPLE, 4).unwrap();
+        let names: Vec<_> = policy.groups.iter().map(|group| (group.name.as_str(), group.class)).collect();
+        assert_eq!(names, [("web", Class::LS), ("batch", Class::BE)]);
+        assert_eq!(policy.groups[0].slo.request_latency_p99, Some(Duration::from_millis(5)));
+        assert_eq!(policy.groups[1].floor, MilliCores(200));
+        assert_eq!(policy.cgroups_max, DEFAULT_CGROUPS, "the example shows the defaults");
+    }
+
+    #[test]
+    fn every_mistake_names_its_line_and_the_cure() {
+        let ls = "groups:\n- name: web\n  class: LS\n  cgroups: [web]\n";
+        let be = "groups:\n- name: job\n  class: BE\n  cgroups: [job]\n";
+        for (text, line, part) in [
+            (format!("{ls}  colour: red\n"), 5, "unknown field `colour`"),
+            (format!("{ls}  slo: {{ latency: {{ p99: 5ms }} }}\n"), 5, "unknown field `latency`"),
+            (format!("{ls}  slo: {{ requestLatency: {{ p99: 0ms }} }}\n"), 5, "must lie between 10µs and 8s"),
+            (format!("{ls}  slo: {{ requestLatency: {{ p99: fast }} }}\n"), 5, "write 5ms or 250us"),
+            (format!("{ls}  floor: 1\n"), 5, "never limited"),
+            (format!("{be}  floor: 64\n"), 5, "the node has 4: lower them"),
+            (format!("{be}  floor: much\n"), 5, "write cores (0.5)"),
+            (format!("{be}  slo: {{ runQueueWait: {{ p99: 1ms }} }}\n"), 5, "remove the slo"),
+            (format!("{ls}- name: job\n  class: BE\n  cgroups:\n  - batch\n  - web/*\n"), 9, "(line 4)"),
+            (format!("{ls}- name: web\n  class: BE\n  cgroups: [job]\n"), 5, "rename one"),
+            (format!("{ls}  - broken"), 5, ""),
+            ("groups:\n- name: Web!\n  class: LS\n  cgroups: [a]\n".into(), 2, "use 1 to 63 of a-z"),
+            ("groups:\n- name: web\n  class: LS\n  cgroups: ['a[b']\n".into(), 4, "without its `]`"),
+            ("groups:\n- name: web\n  class: LS\n  cgroups: []\n".into(), 4, "at least one pattern"),
+            ("groups:\n- name: web\n  class: XX\n  cgroups: [a]\n".into(), 3, "LS"),
+            ("groups: []\n".into(), 1, "1 to 4096 groups"),
+            (format!("{ls}limits:\n  cgroups: 5\n"), 6, "between 16 and 16384"),
+        ] {
+            let found = parse(&text, 4).expect_err(&text);
+            assert_eq!(found.line, line, "{text}\n{found:?}");
+            assert!(found.what.contains(part), "{text}\n{found:?}");
+            assert!(!found.what.contains('\n'), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_floor_is_a_number_or_a_text() {
+        for floor in ["0.25", "250m", "'0.25'"] {
+            let text = format!("groups:\n- name: job\n  class: BE\n  cgroups: [job]\n  floor: {floor}\n");
+            assert_eq!(parse(&text, 4).unwrap().groups[0].floor, MilliCores(250), "{floor}");
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What was asked for: the groups, their classes and objectives.
+
+mod file;
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{cgroup::pattern::Pattern, units::MilliCores};
+
+/// The commented example that `enforcer agent --print-policy` prints.
+pub const EXAMPLE: &str = include_str!("example.yaml");
+
+/// Latency-sensitive or best-effort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Class {
+    LS,
+    BE,
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::LS => "LS",
+            Self::BE => "BE",
+        })
+    }
+}
+
+/// What an LS group was promised: at most 1 % slower than these.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slo {
+    /// From a request's first byte to its response's first byte.
+    pub request_latency_p99: Option<Duration>,
+    /// From runnable to running.
+    pub run_queue_wait_p99: Option<Duration>,
+}
+
+/// One group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    pub name: String,
+    pub class: Class,
+    pub patterns: Vec<Pattern>,
+    /// Empty for BE.
+    pub slo: Slo,
+    /// CPU that a BE group keeps under any squeeze; unused for LS.
+    pub floor: MilliCores,
+}
+
+/// A checked policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    pub groups: Vec<Group>,
+    /// Directories that can be told apart at once.
+    pub cgroups_max: u32,
+}
+
+/// What is wrong with a policy, where, and the cure.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{path}: {source}; `enforcer agent --print-policy` prints an example")]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("{path}:{line}: {what}")]
+    Wrong { path: PathBuf, line: u64, what: String },
+}
+
+impl Policy {
+    /// Reads and checks a policy for a node with `cpus` CPUs.
+    ///
+    /// # Errors
+    /// [`Error`], naming the line and the cure.
+    pub fn load(path: &Path, cpus: u32) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
+        file::parse(&text, cpus).map_err(|file::Wrong { line, what }| Error::Wrong { path: path.to_owned(), line, what })
+    }
+}

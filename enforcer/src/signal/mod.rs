@@ -1,0 +1,5 @@
+//! Counters and a time go in, rates and verdicts on evidence come out. Pure.
+#![deny(clippy::disallowed_methods)]
+
+pub mod histogram;
+pub mod tally;

@@ -1,0 +1,62 @@
+//! Quantities with their units.
+
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// CPU time per time, in thousandths of one CPU, as Kubernetes counts it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MilliCores(pub u32);
+
+impl MilliCores {
+    pub fn cores(self) -> f64 {
+        f64::from(self.0) / 1000.0
+    }
+
+    /// Rounds down: a limit may be a touch too tight, never too loose. Negative and NaN become zero.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, which is meant")]
+    pub fn from_cores(cores: f64) -> Self {
+        Self((cores * 1000.0) as u32)
+    }
+}
+
+impl std::fmt::Display for MilliCores {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}m", self.0)
+    }
+}
+
+/// A text that is no CPU quantity.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no CPU quantity: write cores (0.5) or thousandths of one (500m)")]
+pub struct NotCpu(String);
+
+impl FromStr for MilliCores {
+    type Err = NotCpu;
+
+    fn from_str(text: &str) -> Result<Self, NotCpu> {
+        let bad = || NotCpu(text.to_owned());
+        if let Some(milli) = text.strip_suffix('m') {
+            return milli.parse().map(Self).map_err(|_| bad());
+        }
+        let cores: f64 = text.parse().map_err(|_| bad())?;
+        let fits = (0.0..1e6).contains(&cores);
+        fits.then(|| Self::from_cores(cores + 0.000_05)).ok_or_else(bad)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_is_written_in_cores_or_milli_cores() {
+        for (text, expected) in [("0.5", Some(500)), ("500m", Some(500)), ("2", Some(2000)), ("0.29", Some(290))] {
+            assert_eq!(text.parse().ok(), expected.map(MilliCores), "{text}");
+        }
+        for text in ["", "-1", "1.5m", "NaN", "two", "1e9"] {
+            assert!(text.parse::<MilliCores>().is_err(), "{text}");
+        }
+    }
+}
