@@ -16,3 +16,6 @@ pub mod policy;
 pub mod cgroup;
 pub mod kernel;
 pub mod signal;
+pub mod model;
+pub mod decision;
+pub mod actuation;

@@ -15,13 +15,12 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use enforcer_ebpf::{
-    histogram::bucket_of,
     layout::{Drop, NO_VICTIM},
     table::Key,
 };
 
 use crate::{
-    maps::{CONNECTIONS, OBJECTIVES, ThisCpu},
+    maps::{CONNECTIONS, OBJECTIVES, ThisCpu, count},
     task::{find_place, ktime_ns},
 };
 
@@ -81,9 +80,7 @@ fn record(victim: u32, latency_ns: u64) {
     let Some(counts) = ThisCpu::get().requests(victim) else { return };
     counts.served += 1;
     counts.latency_ns += latency_ns;
-    if let Some(count) = counts.histogram.get_mut(bucket_of(latency_ns)) {
-        *count += 1;
-    }
+    count(&mut counts.histogram, latency_ns);
     if OBJECTIVES.get(victim).is_some_and(|objective| objective.latency_ns < latency_ns) {
         counts.slow += 1;
     }

@@ -2,12 +2,11 @@
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use enforcer_ebpf::{
-    histogram::bucket_of,
-    layout::{CULPRIT_UNATTRIBUTED, Cpu, Drop, NO_VICTIM, Place, SEGMENTS, Segment},
+    layout::{CULPRIT_UNATTRIBUTED, Cpu, Drop, NO_VICTIM, Place, SEGMENTS, Segment, Wait},
 };
 
 use crate::{
-    maps::{OBJECTIVES, RUNNABLE, ThisCpu},
+    maps::{OBJECTIVES, RUNNABLE, ThisCpu, count},
     task::{Task, kernel_keeps_wait_start, ktime_ns, now_ns},
 };
 
@@ -29,12 +28,17 @@ pub fn run_queue_wait(ctx: BtfTracePointContext) -> i32 {
 
     let place = next.place();
     let current = segments.segments[segments.head as usize % SEGMENTS];
-    if let Some(ran) = cpu.wait(current.place.slot()) {
+    // The first segment of each CPU has no beginning.
+    if current.since_ns != 0
+        && let Some(ran) = cpu.wait(current.place.slot())
+    {
         ran.on_cpu_ns += now_ns.saturating_sub(current.since_ns);
     }
-    if place != Place::IDLE {
-        let since_ns = wait_start(next);
-        record(&ctx, cpu, place, since_ns, now_ns, segments);
+    if let Some(counts) = cpu.wait(place.slot()) {
+        counts.switches += 1;
+        if place != Place::IDLE {
+            record(&ctx, cpu, (place, counts), wait_start(next), now_ns, segments);
+        }
     }
 
     segments.head += 1;
@@ -46,13 +50,11 @@ pub fn run_queue_wait(ctx: BtfTracePointContext) -> i32 {
 fn record(
     ctx: &BtfTracePointContext,
     cpu: ThisCpu,
-    place: Place,
+    (place, counts): (Place, &mut Wait),
     since_ns: Option<u64>,
     now_ns: u64,
     past: &Cpu,
 ) {
-    let Some(counts) = cpu.wait(place.slot()) else { return };
-    counts.switches += 1;
     let Some(since_ns) = since_ns else { return };
     let Some(waited_ns) = now_ns.checked_sub(since_ns) else {
         cpu.drop(ctx, Drop::NegativeWait);
@@ -60,9 +62,7 @@ fn record(
     };
     counts.waits += 1;
     counts.wait_ns += waited_ns;
-    if let Some(count) = counts.histogram.get_mut(bucket_of(waited_ns)) {
-        *count += 1;
-    }
+    count(&mut counts.histogram, waited_ns);
     if place.victim() != NO_VICTIM {
         if let Some(objective) = OBJECTIVES.get(place.victim())
             && objective.wait_ns < waited_ns

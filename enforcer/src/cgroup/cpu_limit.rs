@@ -7,44 +7,9 @@ use std::{
 };
 
 use cgroups_rs::fs::cpu::CpuController;
-use serde::{Deserialize, Serialize};
 
 use super::hierarchy::Hierarchy;
-
-/// The kernel's bounds of a period, in us (`max_cfs_runtime` and friends in kernel/sched/core.c).
-pub const PERIOD_US: std::ops::RangeInclusive<u64> = 1_000..=1_000_000;
-/// The smallest quota that the kernel accepts, in us.
-pub const QUOTA_MIN_US: u64 = 1_000;
-
-/// So many microseconds of CPU time per period; no quota: no limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CpuLimit {
-    pub quota_us: Option<u64>,
-    pub period_us: u64,
-}
-
-impl CpuLimit {
-    /// A mean of `milli_cores` thousandths of a CPU, in periods of `period_us`, within the kernel's bounds.
-    pub fn of_milli_cores(milli_cores: u32, period_us: u64) -> Self {
-        let period_us = period_us.clamp(*PERIOD_US.start(), *PERIOD_US.end());
-        let quota_us = (u64::from(milli_cores) * period_us / 1000).max(QUOTA_MIN_US);
-        Self { quota_us: Some(quota_us), period_us }
-    }
-
-    /// CPUs' worth of time, `None` without a limit.
-    pub fn cores(self) -> Option<f64> {
-        Some(self.quota_us? as f64 / self.period_us as f64)
-    }
-}
-
-impl std::fmt::Display for CpuLimit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.quota_us {
-            Some(quota_us) => write!(f, "{quota_us} {}", self.period_us),
-            None => write!(f, "max {}", self.period_us),
-        }
-    }
-}
+use crate::model::CpuLimit;
 
 /// Why a limit could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -149,18 +114,6 @@ mod tests {
         }
         let file = CpuLimitFile::new(Hierarchy::V1Cpu, mount.path(), directory);
         (mount, file)
-    }
-
-    #[test]
-    fn milli_cores_become_a_quota_within_the_kernels_bounds() {
-        for (milli_cores, period_us, expected) in [
-            (200, 1_000_000, "200000 1000000"),
-            (1_500, 100_000, "150000 100000"),
-            (1, 100_000, "1000 100000"),
-            (100, 5_000_000, "100000 1000000"),
-        ] {
-            assert_eq!(CpuLimit::of_milli_cores(milli_cores, period_us).to_string(), expected);
-        }
     }
 
     #[test]

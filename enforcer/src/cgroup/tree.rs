@@ -19,15 +19,12 @@ use super::{
     hierarchy::{Hierarchy, Mounts},
     pattern::Pattern,
 };
+use crate::model::GroupId;
 
 /// How often everything is looked at again, although inotify reported nothing.
 const RESCAN: Duration = Duration::from_secs(30);
 /// The same while some directories could not be watched.
 const RESCAN_UNWATCHED: Duration = Duration::from_secs(2);
-
-/// Which group of the policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct GroupId(pub usize);
 
 /// A directory that belongs to a group.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -14,7 +14,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use enforcer_ebpf::{
-    layout::{self, Drop},
+    layout::{self, Drop, Objective},
     table,
 };
 
@@ -201,9 +201,12 @@ impl Maps {
             map("WAITS", size_of::<layout::Wait>(), cpus * slots)?,
             map("BLAME", 8, cpus * victims * culprits)?,
             map("REQUESTS", size_of::<layout::Requests>(), cpus * victims)?,
-            map("OBJECTIVES", size_of::<layout::Objective>(), victims)?,
+            map("OBJECTIVES", size_of::<Objective>(), victims)?,
             map("DROPS", 8, cpus * Drop::ALL.len() as u32)?,
         );
+        for victim in 0..victims {
+            counters.set_objective(victim, Objective::NONE);
+        }
         Ok(Self { counters, slots: SlotTable::new(sizes.slots, table) })
     }
 }

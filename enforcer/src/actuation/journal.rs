@@ -1,0 +1,207 @@
+//! Owner's values, on disk before they are replaced.
+//!
+//! A small JSON file on a tmpfs (`/run/enforcer/journal.json`), replaced as a whole by rename, so that it is never seen
+//! half-written.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Component, Path, PathBuf},
+};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cgroup::{
+        cpu_limit::{self, CpuLimitFile},
+        hierarchy::{Hierarchy, Mounts},
+    },
+    model::CpuLimit,
+};
+
+const FILE: &str = "journal.json";
+const LOCK: &str = "lock";
+
+/// Why owner's values cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{path}: {source}; name a writable directory with --state-dir")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("another enforcer holds {0}: stop it first, or name another directory with --state-dir")]
+    Busy(PathBuf),
+    #[error("{path} is no journal ({what}): look at it, restore by hand what it names, and remove it")]
+    Garbled { path: PathBuf, what: String },
+}
+
+/// One file that enforcer wrote to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    pub hierarchy: Hierarchy,
+    /// Absolute.
+    pub directory: PathBuf,
+    /// Tells a directory from a later one of the same name.
+    pub inode: u64,
+    /// What was there before.
+    pub owner: CpuLimit,
+    /// What enforcer wrote last, or was about to write.
+    pub ours: CpuLimit,
+    /// What it had written before that.
+    pub before: CpuLimit,
+}
+
+impl Entry {
+    /// Nothing written yet.
+    pub const fn new(hierarchy: Hierarchy, directory: PathBuf, inode: u64, owner: CpuLimit) -> Self {
+        Self { hierarchy, directory, inode, owner, ours: owner, before: owner }
+    }
+
+    /// Notes a value that is about to be written.
+    pub const fn intend(&mut self, limit: CpuLimit) {
+        self.before = self.ours;
+        self.ours = limit;
+    }
+
+    /// Takes a value that somebody else wrote for the owner's.
+    pub const fn adopt(&mut self, found: CpuLimit) {
+        self.owner = found;
+        self.before = found;
+        self.ours = found;
+    }
+
+    /// Whether `found` can be there without anybody else having written. On v1 a limit is two files, and a crash between
+    /// the two writes leaves a mixture.
+    pub fn knows(&self, found: CpuLimit) -> bool {
+        let known = [self.owner, self.ours, self.before];
+        known.iter().any(|known| known.quota_us == found.quota_us)
+            && known.iter().any(|known| known.period_us == found.period_us)
+    }
+
+    /// Puts the owner's value back, unless somebody else wrote meanwhile. Whether something was written.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn restore(&self, file: &CpuLimitFile) -> Result<bool, cpu_limit::Error> {
+        let found = file.read()?;
+        if found == self.owner || !self.knows(found) {
+            return Ok(false);
+        }
+        file.write(self.owner)?;
+        Ok(true)
+    }
+}
+
+/// What [`Journal::restore`] did.
+#[derive(Debug, Default)]
+pub struct Restored {
+    pub written: u64,
+    /// Directories that went, or hold the owner's or somebody else's value already.
+    pub untouched: u64,
+    pub errors: Vec<cpu_limit::Error>,
+}
+
+/// The journal of one node, held by one process at a time.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    saved: Vec<Entry>,
+    #[expect(dead_code, reason = "locked while open")]
+    lock: fs::File,
+}
+
+impl Journal {
+    /// Opens the journal in `state_dir`, which is made if need be.
+    ///
+    /// # Errors
+    /// [`Error`]; a garbled journal is never overwritten.
+    pub fn open(state_dir: &Path) -> Result<Self, Error> {
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Io { path, source }
+        };
+        fs::create_dir_all(state_dir).map_err(at(state_dir))?;
+        let lock_path = state_dir.join(LOCK);
+        let lock = fs::File::create(&lock_path).map_err(at(&lock_path))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|err| match err {
+            rustix::io::Errno::WOULDBLOCK => Error::Busy(state_dir.to_owned()),
+            err => Error::Io { path: lock_path, source: err.into() },
+        })?;
+        let path = state_dir.join(FILE);
+        let saved = match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map_err(|err| Error::Garbled { path: path.clone(), what: err.to_string() })?,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(source) => return Err(Error::Io { path, source }),
+        };
+        Ok(Self { path, saved, lock })
+    }
+
+    /// Writes down which values are replaced now, if that changed.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn save<'a>(&mut self, entries: impl Iterator<Item = &'a Entry> + Clone) -> Result<(), Error> {
+        if entries.clone().eq(&self.saved) {
+            return Ok(());
+        }
+        let entries: Vec<Entry> = entries.cloned().collect();
+        let text = serde_json::to_vec_pretty(&entries).expect("BUG: entries are plain data");
+        let new = self.path.with_extension("new");
+        fs::write(&new, text)
+            .and_then(|()| fs::rename(&new, &self.path))
+            .map_err(|source| Error::Io { path: self.path.clone(), source })?;
+        self.saved = entries;
+        Ok(())
+    }
+
+    /// Restores what a former process left behind, and forgets it.
+    ///
+    /// # Errors
+    /// Where the journal cannot be written; single files that could not be restored are listed in the result and stay
+    /// in the journal.
+    pub fn restore(&mut self, mounts: &Mounts) -> Result<Restored, Error> {
+        let mut restored = Restored::default();
+        let mut left = Vec::new();
+        // Parents first: a v1 child may not be above its parent.
+        let mut entries = std::mem::take(&mut self.saved);
+        entries.sort_by(|a, b| a.directory.cmp(&b.directory));
+        for entry in entries {
+            match restore_one(&entry, mounts) {
+                Ok(true) => restored.written += 1,
+                Ok(false) | Err(cpu_limit::Error::Gone(_)) => restored.untouched += 1,
+                Err(err) => {
+                    restored.errors.push(err);
+                    left.push(entry);
+                }
+            }
+        }
+        // What was saved is no longer known to be there: write in any case.
+        self.saved = vec![];
+        if left.is_empty() {
+            match fs::remove_file(&self.path) {
+                Ok(()) => {}
+                Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(Error::Io { path: self.path.clone(), source }),
+            }
+        } else {
+            self.save(left.iter())?;
+        }
+        Ok(restored)
+    }
+}
+
+/// Never outside the mounted hierarchies, whatever the file says.
+fn restore_one(entry: &Entry, mounts: &Mounts) -> Result<bool, cpu_limit::Error> {
+    let inside = |mount: &Path| {
+        entry.directory.starts_with(mount) && !entry.directory.components().any(|part| part == Component::ParentDir)
+    };
+    let Some((_, mount)) = mounts.iter().find(|(hierarchy, mount)| *hierarchy == entry.hierarchy && inside(mount))
+    else {
+        return Err(cpu_limit::Error::Gone(entry.directory.clone()));
+    };
+    let is_same = fs::metadata(&entry.directory).is_ok_and(|metadata| metadata.ino() == entry.inode);
+    if !is_same {
+        return Err(cpu_limit::Error::Gone(entry.directory.clone()));
+    }
+    entry.restore(&CpuLimitFile::new(entry.hierarchy, mount, entry.directory.clone()))
+}

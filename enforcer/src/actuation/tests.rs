@@ -1,0 +1,173 @@
+//! The actuator over plain files, which take any value; that kernels do not is tested on real ones.
+
+use std::{fs, os::unix::fs::MetadataExt as _};
+
+use super::*;
+use crate::model::GroupId;
+
+struct Host {
+    root: tempfile::TempDir,
+    now: Duration,
+}
+
+const OWNER: &str = "max 100000";
+
+impl Host {
+    fn new(directories: &[&str]) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        for directory in directories {
+            let path = root.path().join("v2").join(directory);
+            fs::create_dir_all(&path).unwrap();
+            fs::write(path.join("cpu.max"), OWNER).unwrap();
+        }
+        Self { root, now: Duration::ZERO }
+    }
+
+    fn mounts(&self) -> Mounts {
+        Mounts { v2: Some(self.root.path().join("v2")), v1_cpu: None }
+    }
+
+    fn journal(&self) -> Journal {
+        Journal::open(&self.root.path().join("run")).unwrap()
+    }
+
+    fn actuator(&self) -> Actuator {
+        Actuator::new(self.mounts(), self.journal(), false)
+    }
+
+    fn directory(&self, name: &str) -> Directory {
+        let inode = fs::metadata(self.mounts().point(Hierarchy::V2).join(name)).unwrap().ino();
+        Directory { hierarchy: Hierarchy::V2, path: name.into(), inode, group: GroupId(1), is_top: true }
+    }
+
+    fn limit(&self, name: &str) -> String {
+        fs::read_to_string(self.root.path().join("v2").join(name).join("cpu.max")).unwrap()
+    }
+
+    fn set(&self, name: &str, limit: &str) {
+        fs::write(self.root.path().join("v2").join(name).join("cpu.max"), limit).unwrap();
+    }
+
+    /// Applies one limit, in ms per second, to each of the directories; a second later than the last time.
+    fn apply(&mut self, actuator: &mut Actuator, wanted: &[(&Directory, u64)]) -> Applied {
+        self.now += COMPARE;
+        let limit = |ms| CpuLimit { quota_us: Some(ms * 1000), period_us: 1_000_000 };
+        let targets: Vec<Target<'_>> = wanted
+            .iter()
+            .map(|&(directory, ms)| Target { directory, limit: limit(ms), below: Vec::new() })
+            .collect();
+        actuator.apply(self.now, &targets)
+    }
+}
+
+#[test]
+fn a_limit_is_written_once_and_undone_when_the_plan_drops_it() {
+    let mut host = Host::new(&["batch"]);
+    let (mut actuator, batch) = (host.actuator(), host.directory("batch"));
+    let writes: Vec<u64> = [&[(&batch, 200)][..], &[(&batch, 200)], &[(&batch, 300)], &[], &[]]
+        .map(|wanted| host.apply(&mut actuator, wanted).writes)
+        .into();
+    assert_eq!(writes, [1, 0, 1, 1, 0]);
+    assert_eq!(host.limit("batch"), OWNER);
+}
+
+#[test]
+fn what_a_killed_agent_left_is_restored_from_the_journal() {
+    let mut host = Host::new(&["batch"]);
+    let mut actuator = host.actuator();
+    host.apply(&mut actuator, &[(&host.directory("batch"), 200)]);
+    let left = fs::read(host.root.path().join("run/journal.json")).unwrap();
+    // What kill -9 leaves: the limit and the journal, no destructor run.
+    drop(actuator);
+    host.set("batch", "200000 1000000");
+    fs::write(host.root.path().join("run/journal.json"), left).unwrap();
+
+    let restored = host.journal().restore(&host.mounts()).unwrap();
+    assert_eq!((restored.written, restored.errors.len()), (1, 0));
+    assert_eq!(host.limit("batch"), OWNER);
+    assert_eq!(host.journal().restore(&host.mounts()).unwrap().written, 0, "only once");
+}
+
+#[test]
+fn a_foreign_value_is_the_owners_new_wish() {
+    let mut host = Host::new(&["batch"]);
+    let (mut actuator, batch) = (host.actuator(), host.directory("batch"));
+    host.apply(&mut actuator, &[(&batch, 200)]);
+    host.set("batch", "50000 100000");
+    let applied = host.apply(&mut actuator, &[(&batch, 200)]);
+    assert_eq!((applied.foreign, applied.writes), (1, 0), "no fight");
+    host.now += YIELD;
+    host.apply(&mut actuator, &[(&batch, 200)]);
+    assert_eq!(host.limit("batch"), "200000 1000000");
+    actuator.release_all();
+    assert_eq!(host.limit("batch"), "50000 100000");
+}
+
+#[test]
+fn a_directory_that_went_or_was_made_again_is_left_alone() {
+    let mut host = Host::new(&["a", "b"]);
+    let mut actuator = host.actuator();
+    let (a, b) = (host.directory("a"), host.directory("b"));
+    host.apply(&mut actuator, &[(&a, 200), (&b, 200)]);
+    fs::remove_dir_all(host.root.path().join("v2/a")).unwrap();
+    let applied = host.apply(&mut actuator, &[(&a, 100), (&b, 100)]);
+    assert!(applied.errors.is_empty(), "{:?}", applied.errors);
+    assert_eq!((actuator.held(), host.limit("b").as_str()), (1, "100000 1000000"));
+}
+
+#[test]
+fn one_stubborn_directory_does_not_shield_the_others() {
+    let mut host = Host::new(&["a", "b"]);
+    let mut actuator = host.actuator();
+    let (a, b) = (host.directory("a"), host.directory("b"));
+    fs::remove_file(host.root.path().join("v2/a/cpu.max")).unwrap();
+    fs::create_dir(host.root.path().join("v2/a/cpu.max")).unwrap();
+    let applied = host.apply(&mut actuator, &[(&a, 200), (&b, 200)]);
+    assert_eq!((applied.errors.len(), host.limit("b").as_str()), (1, "200000 1000000"));
+}
+
+#[test]
+fn dropping_the_actuator_restores() {
+    let mut host = Host::new(&["batch"]);
+    let mut actuator = host.actuator();
+    host.apply(&mut actuator, &[(&host.directory("batch"), 200)]);
+    drop(actuator);
+    assert_eq!(host.limit("batch"), OWNER);
+}
+
+#[test]
+fn two_agents_do_not_share_a_journal() {
+    let host = Host::new(&[]);
+    let _first = host.actuator();
+    let second = Journal::open(&host.root.path().join("run"));
+    assert!(matches!(second, Err(journal::Error::Busy(_))), "{second:?}");
+}
+
+#[test]
+fn a_garbled_journal_is_an_error_and_stays() {
+    let host = Host::new(&[]);
+    fs::create_dir(host.root.path().join("run")).unwrap();
+    let path = host.root.path().join("run/journal.json");
+    fs::write(&path, "{ half").unwrap();
+    let opened = Journal::open(&host.root.path().join("run"));
+    assert!(matches!(opened, Err(journal::Error::Garbled { .. })), "{opened:?}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "{ half");
+}
+
+#[test]
+fn a_journal_that_names_other_places_is_not_followed() {
+    let host = Host::new(&["batch"]);
+    let elsewhere = host.root.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    fs::write(elsewhere.join("cpu.max"), "200000 1000000").unwrap();
+    let owner = CpuLimit { quota_us: None, period_us: 100_000 };
+    for directory in [elsewhere.clone(), host.root.path().join("v2/../elsewhere")] {
+        let inode = fs::metadata(&elsewhere).unwrap().ino();
+        let mut entry = Entry::new(Hierarchy::V2, directory, inode, owner);
+        entry.intend(CpuLimit { quota_us: Some(200_000), period_us: 1_000_000 });
+        let mut journal = host.journal();
+        journal.save(std::iter::once(&entry)).unwrap();
+        assert_eq!(journal.restore(&host.mounts()).unwrap().written, 0);
+    }
+    assert_eq!(fs::read_to_string(elsewhere.join("cpu.max")).unwrap(), "200000 1000000");
+}

@@ -1,0 +1,19 @@
+//! Snapshots in, plans out.
+//!
+//! Nothing here touches the kernel, files or a clock: the same snapshots always give the same plans, so a night on a
+//! node can be replayed on a laptop.
+//!
+//! The way to a squeeze: an [`alarm`] says that an LS group misses its objective; if BE runs, a [`trial`] takes BE off
+//! and on again in turns and compares; only if that helps, [`hold`] limits BE and searches the largest share that keeps
+//! the objective. [`governor`] is the order of these.
+#![deny(clippy::disallowed_methods)]
+
+pub mod alarm;
+pub mod check;
+pub mod governor;
+pub mod hold;
+pub mod plan;
+pub mod trial;
+
+/// The share of slow requests (or waits) that a p99 objective allows.
+pub const ALLOWED: f64 = 0.01;

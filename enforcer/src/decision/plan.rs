@@ -1,0 +1,110 @@
+//! What should be in force, and why.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::trial::Effect;
+use crate::model::{CpuLimit, GroupId, Signal};
+
+/// The limits enforcer wants in force. A group that is absent has the limit its owner gave it, so an empty plan undoes
+/// everything.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    pub limits: BTreeMap<GroupId, CpuLimit>,
+    pub reason: Reason,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { limits: BTreeMap::new(), reason: Reason::Met }
+    }
+}
+
+/// One objective of one LS group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Objective {
+    pub victim: GroupId,
+    pub signal: Signal,
+}
+
+/// Why the plan is as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Reason {
+    /// No objective is known to be missed.
+    Met,
+    /// Missed, but no BE group runs: it cannot be the cause.
+    NoBe { objective: Objective },
+    /// Missed, but stopping BE was tried and did not help. Not tried again before `retry_at`.
+    NoHelp { objective: Objective, effect: Effect, retry_at: Duration },
+    /// Missed; finding out whether BE is the cause.
+    Trial { objective: Objective },
+    /// BE is the cause and keeps this share (0 to 1) of what it wants above its floor.
+    Squeeze { objective: Objective, share: f64, effect: Effect },
+    /// Shadow mode: missed while BE ran; it would have been tried.
+    Shadow { objective: Objective },
+}
+
+impl Reason {
+    /// A fixed word for metric labels and logs.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Met => "met",
+            Self::NoBe { .. } => "no_be",
+            Self::NoHelp { .. } => "no_help",
+            Self::Trial { .. } => "trial",
+            Self::Squeeze { .. } => "squeeze",
+            Self::Shadow { .. } => "shadow",
+        }
+    }
+
+    /// All labels, so that a metric can show zeros.
+    pub const LABELS: [&'static str; 6] = ["met", "no_be", "no_help", "trial", "squeeze", "shadow"];
+
+    /// The objective concerned.
+    pub const fn objective(&self) -> Option<Objective> {
+        match self {
+            Self::Met => None,
+            Self::NoBe { objective }
+            | Self::NoHelp { objective, .. }
+            | Self::Trial { objective }
+            | Self::Squeeze { objective, .. }
+            | Self::Shadow { objective } => Some(*objective),
+        }
+    }
+
+    /// A sentence for people. `name` gives the name of a group.
+    pub fn sentence<'a>(&self, name: impl Fn(GroupId) -> &'a str) -> String {
+        let missed = |objective: &Objective| format!("{} misses its {} objective", name(objective.victim), objective.signal);
+        match self {
+            Self::Met => "no objective is missed".to_owned(),
+            Self::NoBe { objective } => format!("{}, but no BE runs", missed(objective)),
+            Self::NoHelp { objective, effect, retry_at } => format!(
+                "{}, but stopping BE did not help ({}); tried again after {:.0} s",
+                missed(objective),
+                comparison(effect),
+                retry_at.as_secs_f64()
+            ),
+            Self::Trial { objective } => format!("{}: finding out whether BE is the cause", missed(objective)),
+            Self::Squeeze { objective, share, effect } => format!(
+                "BE made {} miss its {} objective ({}); it keeps {:.0} % of what it wants above its floor",
+                name(objective.victim),
+                objective.signal,
+                comparison(effect),
+                share * 100.0
+            ),
+            Self::Shadow { objective } => format!("{} while BE runs; shadow mode: nothing is tried", missed(objective)),
+        }
+    }
+}
+
+fn comparison(effect: &Effect) -> String {
+    let percent = |share: Option<f64>| share.map_or_else(|| "-".to_owned(), |share| format!("{:.1} %", share * 100.0));
+    format!(
+        "{} slow with BE, {} without, z {:.1}",
+        percent(effect.with_be.share()),
+        percent(effect.without_be.share()),
+        effect.z()
+    )
+}

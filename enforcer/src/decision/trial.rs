@@ -1,0 +1,206 @@
+//! Is BE the cause? A switchback experiment.
+//!
+//! BE is stopped and let run in turns, in random order within each pair of windows, and the slow counts of both kinds
+//! are compared. Drift of the host hits both alike, and unlike "before against after" the comparison does not suffer
+//! from having been started by a bad moment. Each window's first part is left out: queues drain, caches refill.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::signal::tally::Tally;
+
+/// Left out at the start of each window.
+const SETTLE: Duration = Duration::from_millis(100);
+/// Counted part of a window, at least. Long enough for a hundred requests at 300 per second.
+const WINDOW_MIN: Duration = Duration::from_millis(300);
+/// Counted part of a window, at most: BE stands still that long.
+const WINDOW_MAX: Duration = Duration::from_millis(2_000);
+/// Requests that a window should count, where the rate allows.
+const WINDOW_REQUESTS: f64 = 100.0;
+/// The experiment ends undecided after so many pairs.
+const PAIRS_MAX: u32 = 8;
+/// Pairs before anything is decided, and before giving up.
+const PAIRS_MIN: u32 = 2;
+const PAIRS_FUTILE: u32 = 4;
+/// Standard deviations that prove the effect. High, because the proof is looked for after every pair.
+const Z_HELPS: f64 = 3.0;
+/// What must be there at half-time to go on.
+const Z_PROMISING: f64 = 1.0;
+
+/// What stopping BE does to a victim.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Effect {
+    /// While BE ran.
+    pub with_be: Tally,
+    /// While BE was stopped.
+    pub without_be: Tally,
+}
+
+impl Effect {
+    /// How many standard deviations more was slow while BE ran.
+    pub fn z(self) -> f64 {
+        self.with_be.z_above(self.without_be)
+    }
+}
+
+/// How an experiment stands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Step {
+    /// Go on, with BE stopped or not.
+    Continue { stop_be: bool },
+    /// Stopping BE helps.
+    Helps(Effect),
+    /// It does not, or not measurably.
+    NoHelp(Effect),
+}
+
+/// A running experiment.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    window: Duration,
+    effect: Effect,
+    pairs: u32,
+    stop_be: bool,
+    is_second: bool,
+    window_began: Duration,
+    observed_until: Duration,
+    random: u64,
+}
+
+impl Trial {
+    /// Starts by stopping BE: if it is the cause, help comes at once. `rate_hz`: requests (or waits) per second.
+    pub fn start(now: Duration, rate_hz: f64, seed: u64) -> Self {
+        let window = WINDOW_REQUESTS / rate_hz.max(0.1);
+        let window = Duration::from_secs_f64(window).clamp(WINDOW_MIN, WINDOW_MAX);
+        Self {
+            window,
+            effect: Effect::default(),
+            pairs: 0,
+            stop_be: true,
+            is_second: false,
+            window_began: now,
+            observed_until: now,
+            random: seed | 1,
+        }
+    }
+
+    /// Whether BE is to be stopped now.
+    pub const fn stops_be(&self) -> bool {
+        self.stop_be
+    }
+
+    /// Takes in what was counted since the last observation (or the start), which ended at `now`. A tally that is not
+    /// comparable, because the hypervisor took the CPUs away meanwhile, is `None` and lengthens the window.
+    pub fn observe(&mut self, now: Duration, tally: Option<Tally>) -> Step {
+        let counted_from = self.window_began + SETTLE;
+        // An observation that began up to a tenth too early still belongs to the counted part.
+        let is_settled = self.observed_until + SETTLE / 10 >= counted_from;
+        match tally {
+            Some(tally) if is_settled => {
+                *(if self.stop_be { &mut self.effect.without_be } else { &mut self.effect.with_be }) += tally;
+            }
+            Some(_) => {}
+            None => self.window_began += now - self.observed_until,
+        }
+        self.observed_until = now;
+        if now + SETTLE / 10 < self.window_began + SETTLE + self.window {
+            return Step::Continue { stop_be: self.stop_be };
+        }
+        self.window_began = now;
+        if self.is_second {
+            self.pairs += 1;
+            if let Some(verdict) = self.verdict() {
+                return verdict;
+            }
+            // A new pair: either kind may come first.
+            self.stop_be = self.coin();
+        } else {
+            self.stop_be = !self.stop_be;
+        }
+        self.is_second = !self.is_second;
+        Step::Continue { stop_be: self.stop_be }
+    }
+
+    fn verdict(&self) -> Option<Step> {
+        let z = self.effect.z();
+        if self.pairs >= PAIRS_MIN && z >= Z_HELPS {
+            return Some(Step::Helps(self.effect));
+        }
+        let is_futile = self.pairs >= PAIRS_FUTILE && z < Z_PROMISING;
+        (is_futile || self.pairs >= PAIRS_MAX).then_some(Step::NoHelp(self.effect))
+    }
+
+    /// xorshift64 (G. Marsaglia, 2003): the order need not be unpredictable, only unrelated to the load.
+    const fn coin(&mut self) -> bool {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random >> 63 == 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TICK: Duration = Duration::from_millis(100);
+
+    /// Runs a trial in which `slow(stopped, tick)` of 100 requests are slow in each tick. Verdict, ticks it took, ticks
+    /// in which BE stood still.
+    fn run(mut slow: impl FnMut(bool, u32) -> u64) -> (Step, u32, u32) {
+        let mut trial = Trial::start(Duration::ZERO, 1000.0, 7);
+        let mut stopped_ticks = 0;
+        for tick in 1.. {
+            let stopped = trial.stops_be();
+            stopped_ticks += u32::from(stopped);
+            let tally = Tally { total: 100, slow: slow(stopped, tick) };
+            match trial.observe(TICK * tick, Some(tally)) {
+                Step::Continue { stop_be } => assert_eq!(stop_be, trial.stops_be()),
+                verdict => return (verdict, tick, stopped_ticks),
+            }
+        }
+        unreachable!()
+    }
+
+    #[test]
+    fn a_cause_is_proven_within_two_seconds() {
+        let (verdict, ticks, _) = run(|stopped, _| if stopped { 1 } else { 5 });
+        assert!(matches!(verdict, Step::Helps(effect) if effect.z() > 3.0), "{verdict:?}");
+        assert!(ticks <= 20, "{ticks}");
+    }
+
+    #[test]
+    fn a_host_that_is_slow_anyway_is_not_be_s_fault_and_costs_it_little() {
+        let (verdict, ticks, stopped) = run(|_, _| 5);
+        assert!(matches!(verdict, Step::NoHelp(_)), "{verdict:?}");
+        assert_eq!((ticks, stopped), (32, 16), "four pairs of windows, half of them without BE");
+    }
+
+    #[test]
+    fn drift_does_not_look_like_an_effect() {
+        // Ever slower, whatever BE does.
+        let (verdict, ..) = run(|_, tick| u64::from(tick / 4));
+        assert!(matches!(verdict, Step::NoHelp(_)), "{verdict:?}");
+    }
+
+    #[test]
+    fn what_happens_right_after_a_change_is_left_out() {
+        // Slow only in the first tick of each window.
+        let (verdict, ..) = run(|_, tick| if tick % 4 == 1 { 90 } else { 0 });
+        let Step::NoHelp(effect) = verdict else { panic!("{verdict:?}") };
+        assert_eq!(effect.with_be.slow + effect.without_be.slow, 0);
+        assert_eq!(effect.with_be.total, 4 * 300);
+    }
+
+    #[test]
+    fn slow_services_get_longer_windows() {
+        let mut trial = Trial::start(Duration::ZERO, 50.0, 7);
+        let changes = (1..=41).filter(|tick| {
+            let before = trial.stops_be();
+            trial.observe(TICK * *tick, Some(Tally { total: 5, slow: 0 }));
+            trial.stops_be() != before
+        });
+        assert_eq!(changes.collect::<Vec<_>>(), [21], "100 requests take two seconds");
+    }
+}

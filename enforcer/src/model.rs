@@ -1,0 +1,114 @@
+//! What the agent knows at one moment.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{signal::tally::Tally, units::MilliCores};
+
+/// Which group of the policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct GroupId(pub usize);
+
+/// One look at the node. Groups are in the policy's order; `None` means unknown, never zero.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Since the agent started.
+    pub taken_at: Duration,
+    /// Share of the node's CPU time that the hypervisor gave to others since the last snapshot.
+    pub steal: Option<f64>,
+    pub groups: Vec<GroupSnapshot>,
+}
+
+/// One group since the last snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GroupSnapshot {
+    /// CPUs' worth of time used. `None`: no cgroup of the group exists, or none could be given a slot.
+    pub cpu_cores: Option<f64>,
+    /// Requests answered, and how many of them slower than the objective. `None`: not measured, or nothing promised.
+    pub requests: Option<Tally>,
+    /// Waits for a CPU, likewise.
+    pub waits: Option<Tally>,
+}
+
+/// What an objective is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Signal {
+    RequestLatency,
+    RunQueueWait,
+}
+
+impl Signal {
+    pub const ALL: [Self; 2] = [Self::RequestLatency, Self::RunQueueWait];
+
+    /// What the group's snapshot says of it.
+    pub const fn of(self, group: &GroupSnapshot) -> Option<Tally> {
+        match self {
+            Self::RequestLatency => group.requests,
+            Self::RunQueueWait => group.waits,
+        }
+    }
+}
+
+impl std::fmt::Display for Signal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::RequestLatency => "request latency",
+            Self::RunQueueWait => "run-queue wait",
+        })
+    }
+}
+
+/// The kernel's bounds of a period, in us (`max_cfs_runtime` and friends in kernel/sched/core.c).
+pub const PERIOD_US: std::ops::RangeInclusive<u64> = 1_000..=1_000_000;
+/// The smallest quota that the kernel accepts, in us.
+pub const QUOTA_MIN_US: u64 = 1_000;
+
+/// So many microseconds of CPU time per period; no quota: no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuLimit {
+    pub quota_us: Option<u64>,
+    pub period_us: u64,
+}
+
+impl CpuLimit {
+    /// A mean of so much CPU, in periods of `period_us`, within the kernel's bounds.
+    pub fn of(mean: MilliCores, period_us: u64) -> Self {
+        let period_us = period_us.clamp(*PERIOD_US.start(), *PERIOD_US.end());
+        let quota_us = (u64::from(mean.0) * period_us / 1000).max(QUOTA_MIN_US);
+        Self { quota_us: Some(quota_us), period_us }
+    }
+
+    /// CPUs' worth of time, `None` without a limit.
+    pub fn cores(self) -> Option<f64> {
+        Some(self.quota_us? as f64 / self.period_us as f64)
+    }
+}
+
+impl std::fmt::Display for CpuLimit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.quota_us {
+            Some(quota_us) => write!(f, "{quota_us} {}", self.period_us),
+            None => write!(f, "max {}", self.period_us),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn milli_cores_become_a_quota_within_the_kernels_bounds() {
+        for (milli_cores, period_us, expected) in [
+            (200, 1_000_000, "200000 1000000"),
+            (1_500, 100_000, "150000 100000"),
+            (1, 100_000, "1000 100000"),
+            (100, 5_000_000, "100000 1000000"),
+        ] {
+            assert_eq!(CpuLimit::of(MilliCores(milli_cores), period_us).to_string(), expected);
+        }
+    }
+}
