@@ -11,11 +11,20 @@
 // Denied where it matters: see clippy.toml.
 #![allow(clippy::disallowed_methods)]
 
-pub mod units;
-pub mod policy;
+pub mod agent;
+pub mod preflight;
+
 pub mod cgroup;
 pub mod kernel;
-pub mod signal;
+
 pub mod model;
+pub mod policy;
+pub mod units;
+
+pub mod signal;
+
 pub mod decision;
+
 pub mod actuation;
+
+pub mod report;

@@ -1,1 +1,131 @@
-fn main(){}
+//! The `enforcer` command.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+use enforcer::{agent, policy, preflight, report::top};
+use tracing_subscriber::EnvFilter;
+
+/// Where the agent answers unless told otherwise.
+const ADDRESS: &str = "127.0.0.1:9317";
+
+/// Lets batch work use what latency-sensitive services leave idle, without hurting them.
+#[derive(Parser)]
+#[command(version, about, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure this node and squeeze batch work while it hurts latency-sensitive services.
+    ///
+    /// Runs in the foreground until SIGTERM or SIGINT and then restores every limit it changed. Needs root.
+    /// ENFORCER_LOG=debug makes it talkative.
+    Agent(AgentArgs),
+    /// Show what a running agent sees: a live table, or one JSON object per second.
+    Top {
+        /// Print once and exit.
+        #[arg(long)]
+        once: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// Address of the agent.
+        #[arg(long, default_value = ADDRESS, value_name = "ADDR")]
+        agent: SocketAddr,
+    },
+    /// Tell what this kernel and host offer, and what the agent will therefore do.
+    ///
+    /// Exit code 2 means that the agent cannot run here; every reason comes with its cure.
+    Check {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Put back the limits that an agent left behind when it was killed, without starting one.
+    Restore {
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+#[derive(Args)]
+struct AgentArgs {
+    /// The groups, their classes and objectives (YAML).
+    #[arg(long, value_name = "FILE", required_unless_present = "print_policy")]
+    policy: Option<PathBuf>,
+    /// Print a commented example of a policy and exit.
+    #[arg(long)]
+    print_policy: bool,
+    /// Do everything but the writes.
+    #[arg(long)]
+    shadow: bool,
+    /// Serve /metrics, /healthz, /readyz and /v1/status here.
+    #[arg(long, default_value = ADDRESS, value_name = "ADDR")]
+    listen: SocketAddr,
+    /// Time wake-ups by probes of our own, as on kernels without CONFIG_SCHED_INFO.
+    #[arg(long, hide = true)]
+    force_wakeups: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+#[derive(Args)]
+struct Place {
+    /// Cgroup hierarchies are looked for here and below; nothing outside is ever written.
+    #[arg(long, default_value = "/sys/fs/cgroup", value_name = "DIR")]
+    cgroup_root: PathBuf,
+    /// Keeps the owners' limits while they are replaced. Best on a tmpfs.
+    #[arg(long, default_value = "/run/enforcer", value_name = "DIR")]
+    state_dir: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("ENFORCER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let result = match cli.command {
+        Command::Agent(args) => run_agent(args),
+        Command::Top { once: true, json, agent } => top::once(agent, json),
+        Command::Top { once: false, json: true, agent } => top::follow_json(agent),
+        Command::Top { once: false, json: false, agent } => top::live(agent),
+        Command::Check { json, place } => return check(&place, json),
+        Command::Restore { place } => agent::restore(&place.cgroup_root, &place.state_dir),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("enforcer: {err:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run_agent(args: AgentArgs) -> anyhow::Result<()> {
+    let Some(policy) = args.policy.filter(|_| !args.print_policy) else {
+        print!("{}", policy::EXAMPLE);
+        return Ok(());
+    };
+    agent::run(&agent::Options {
+        policy,
+        cgroup_root: args.place.cgroup_root,
+        state_dir: args.place.state_dir,
+        listen: args.listen,
+        shadow: args.shadow,
+        force_wakeups: args.force_wakeups,
+    })
+}
+
+fn check(place: &Place, json: bool) -> ExitCode {
+    let found = preflight::look(&place.cgroup_root);
+    if json {
+        println!("{}", serde_json::to_string_pretty(&found).expect("BUG: facts are plain data"));
+    } else {
+        print!("{found}");
+    }
+    if found.can_run() { ExitCode::SUCCESS } else { ExitCode::from(2) }
+}

@@ -27,7 +27,7 @@ impl Alarm {
     /// Takes in what was counted since the last observation.
     pub fn observe(&mut self, tally: Tally) {
         let slow = tally.slow as f64;
-        let fast = (tally.total - tally.slow) as f64;
+        let fast = tally.fast() as f64;
         let step = slow * (TOO_MUCH / ALLOWED).ln() + fast * ((1.0 - TOO_MUCH) / (1.0 - ALLOWED)).ln();
         self.evidence = (self.evidence + step.min(STEP_MAX)).clamp(0.0, THRESHOLD);
     }

@@ -2,7 +2,7 @@
 
 use std::{
     mem::offset_of,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicU64, Ordering::{Acquire, Relaxed}},
 };
 
 use enforcer_ebpf::{
@@ -20,6 +20,29 @@ pub struct WaitTotals {
     pub waits: u64,
     pub wait_ns: u64,
     pub slow: u64,
+}
+
+impl WaitTotals {
+    /// What came since `earlier`.
+    pub const fn since(&self, earlier: &Self) -> Self {
+        Self {
+            switches: self.switches - earlier.switches,
+            on_cpu_ns: self.on_cpu_ns - earlier.on_cpu_ns,
+            waits: self.waits - earlier.waits,
+            wait_ns: self.wait_ns - earlier.wait_ns,
+            slow: self.slow - earlier.slow,
+        }
+    }
+}
+
+impl std::ops::AddAssign for WaitTotals {
+    fn add_assign(&mut self, more: Self) {
+        self.switches += more.switches;
+        self.on_cpu_ns += more.on_cpu_ns;
+        self.waits += more.waits;
+        self.wait_ns += more.wait_ns;
+        self.slow += more.slow;
+    }
 }
 
 /// Totals of one LS group since the probes were loaded.
@@ -81,9 +104,10 @@ impl Counters {
             }
             sum.switches += switches;
             sum.on_cpu_ns += words[offset_of!(Wait, on_cpu_ns) / 8].load(Relaxed);
+            // The part before the whole: it is counted after it, and must not come out larger.
+            sum.slow += words[offset_of!(Wait, slow) / 8].load(Acquire);
             sum.waits += words[offset_of!(Wait, waits) / 8].load(Relaxed);
             sum.wait_ns += words[offset_of!(Wait, wait_ns) / 8].load(Relaxed);
-            sum.slow += words[offset_of!(Wait, slow) / 8].load(Relaxed);
         }
         sum
     }
@@ -101,9 +125,9 @@ impl Counters {
     pub fn requests(&self, victim: u32) -> RequestTotals {
         let mut sum = RequestTotals::default();
         for words in self.per_cpu(&self.requests, self.sizes.victims, victim) {
+            sum.slow += words[offset_of!(Requests, slow) / 8].load(Acquire);
             sum.served += words[offset_of!(Requests, served) / 8].load(Relaxed);
             sum.latency_ns += words[offset_of!(Requests, latency_ns) / 8].load(Relaxed);
-            sum.slow += words[offset_of!(Requests, slow) / 8].load(Relaxed);
         }
         sum
     }

@@ -13,7 +13,7 @@ pub struct Tally {
 impl Tally {
     /// The share that was slow; `None` when there was nothing.
     pub fn share(self) -> Option<f64> {
-        (self.total > 0).then(|| self.slow as f64 / self.total as f64)
+        (self.total > 0).then(|| self.slow.min(self.total) as f64 / self.total as f64)
     }
 
     /// Wilson score interval of the slow share at `z` standard deviations (E. B. Wilson, 1927). Right for small counts,
@@ -25,6 +25,12 @@ impl Tally {
         let centre = (share + z * z / (2.0 * n)) / scale;
         let half = z * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt() / scale;
         ((centre - half).max(0.0), (centre + half).min(1.0))
+    }
+
+    /// Those that were not slow. The probes count the two one after the other, so a reading may catch one more slow than
+    /// there are.
+    pub const fn fast(self) -> u64 {
+        self.total.saturating_sub(self.slow)
     }
 
     /// How many standard deviations the slow share of `self` lies above that of `other` (pooled two-proportion test).

@@ -1,1 +1,107 @@
-fn main(){}
+//! The workloads as a command, so that each can run in cgroups of its own.
+
+use std::{fs, net::SocketAddr, os::unix::process::CommandExt as _, path::PathBuf};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand, ValueEnum};
+use enforcer_rig::{
+    antagonist::Antagonist,
+    client::{self, Load},
+    server::{self, Cost},
+    work::Work,
+};
+use rustix::process::{Signal, set_parent_process_death_signal};
+
+/// Latency-sensitive and best-effort workloads to try enforcer on.
+#[derive(Parser)]
+struct Cli {
+    /// Join this cgroup directory first (repeat for several hierarchies).
+    #[arg(long, value_name = "DIR", global = true)]
+    cgroup: Vec<PathBuf>,
+    /// Signal to get when the parent ends.
+    #[arg(long, value_enum, default_value_t = OnParentDeath::Kill, global = true)]
+    on_parent_death: OnParentDeath,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OnParentDeath {
+    Kill,
+    Term,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve requests over TCP until killed; prints the address.
+    Serve {
+        #[arg(long, default_value = "127.0.0.1:0")]
+        listen: SocketAddr,
+        #[command(flatten)]
+        cost: Cost,
+    },
+    /// Load a server and print what was measured as JSON.
+    Load {
+        #[arg(long)]
+        to: SocketAddr,
+        #[command(flatten)]
+        load: Load,
+        /// Run before all tasks of ordinary priority, so that what is measured is the server.
+        #[arg(long)]
+        real_time: bool,
+    },
+    /// Be a bad neighbour until killed.
+    Antagonist {
+        #[arg(value_enum)]
+        kind: Antagonist,
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
+        /// Count work here.
+        #[arg(long, value_name = "FILE")]
+        work: Option<PathBuf>,
+    },
+    /// Become another program.
+    Exec {
+        program: PathBuf,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    let death = if cli.on_parent_death == OnParentDeath::Term { Signal::TERM } else { Signal::KILL };
+    set_parent_process_death_signal(Some(death))?;
+    for cgroup in &cli.cgroup {
+        let file = cgroup.join("cgroup.procs");
+        fs::write(&file, "0").with_context(|| format!("cannot join {}", cgroup.display()))?;
+    }
+    match cli.command {
+        Command::Serve { listen, cost } => server::serve(listen, cost),
+        Command::Load { to, load, real_time } => {
+            if real_time {
+                become_real_time();
+            }
+            println!("{}", serde_json::to_string(&client::run(to, load)?)?);
+            Ok(())
+        }
+        Command::Antagonist { kind, threads, work } => {
+            let work = work.map_or_else(Work::private, |path| Work::open(&path))?;
+            kind.run(threads, &work)
+        }
+        Command::Exec { program, arguments } => {
+            let error = std::process::Command::new(&program).args(arguments).exec();
+            Err(error).with_context(|| format!("cannot run {}", program.display()))
+        }
+    }
+}
+
+/// `SCHED_FIFO`, or at least the best ordinary priority where that is not allowed.
+fn become_real_time() {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: a plain system call on the calling thread, with a structure that outlives it.
+    let refused = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) } != 0;
+    if refused && let Err(err) = rustix::process::setpriority_process(None, -20) {
+        eprintln!("the client runs at ordinary priority, its figures include its own waits: {err}");
+    }
+}

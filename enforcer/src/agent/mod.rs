@@ -1,0 +1,302 @@
+//! The loop: one snapshot, one plan, one pass over the files, one entry in the ledger per tick.
+//!
+//! The only owner of the clock and of all state.
+
+mod meter;
+mod steal;
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use aya_log::EbpfLogger;
+use enforcer_ebpf::layout::{FIRST_CULPRIT, FIRST_SLOT, FIRST_VICTIM};
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::{meter::Meter, steal::StealMeter};
+use crate::{
+    actuation::{Actuator, Target, journal::Journal, split::equal_part},
+    cgroup::{
+        hierarchy::{Layout, Mounts},
+        tree::{Change, Directory, Tree},
+    },
+    decision::{
+        check,
+        governor::{Governor, Mode},
+        plan::Plan,
+    },
+    kernel::{
+        probes::{Identity, Loaded, Probes, possible_cpus},
+        support::{Sizes, Support},
+    },
+    model::{GroupId, Snapshot},
+    policy::{Class, Policy},
+    report::{
+        ledger::Ledger,
+        serve::{Shared, serve},
+    },
+};
+
+/// How often the agent looks at the node.
+const TICK: Duration = Duration::from_millis(100);
+/// How often the ledger is brought up to date.
+const REPORT: Duration = Duration::from_secs(1);
+
+/// What the agent was told on the command line.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub policy: PathBuf,
+    pub cgroup_root: PathBuf,
+    pub state_dir: PathBuf,
+    pub listen: SocketAddr,
+    pub shadow: bool,
+    /// Use the wake-up probes although the kernel may offer better.
+    pub force_wakeups: bool,
+}
+
+/// Runs until SIGTERM or SIGINT, and leaves every limit as its owner had set it.
+///
+/// # Errors
+/// What keeps the agent from starting; everything later is logged and counted.
+pub fn run(options: &Options) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    runtime.block_on(async {
+        let mut agent = Agent::start(options)?;
+        agent.run().await
+    })
+}
+
+/// Restores what a former agent left behind, without starting one.
+///
+/// # Errors
+/// Where the journal cannot be read, or a value not be restored.
+pub fn restore(cgroup_root: &Path, state_dir: &Path) -> Result<()> {
+    let mounts = Mounts::below(cgroup_root)?;
+    let mut journal = Journal::open(state_dir)?;
+    restore_leftovers(&mut journal, &mounts)
+}
+
+fn restore_leftovers(journal: &mut Journal, mounts: &Mounts) -> Result<()> {
+    let restored = journal.restore(mounts)?;
+    if restored.written > 0 {
+        tracing::info!(limits = restored.written, "restored what an earlier agent had left behind");
+    }
+    let mut errors = restored.errors.into_iter();
+    errors.next().map_or(Ok(()), |err| Err(err).context("a limit of an earlier agent could not be restored"))
+}
+
+struct Agent {
+    policy: Policy,
+    tree: Tree,
+    probes: Probes,
+    log: EbpfLogger<&'static dyn log::Log>,
+    meter: Meter,
+    steal: StealMeter,
+    governor: Governor,
+    actuator: Actuator,
+    shared: Shared,
+    started: Instant,
+    snapshot: Snapshot,
+    plan: Plan,
+    report_at: Duration,
+    reported_at: Duration,
+    counts: Counts,
+}
+
+/// What happened since the ledger was brought up to date.
+#[derive(Default)]
+struct Counts {
+    ticks: u64,
+    writes: u64,
+    write_errors: u64,
+    foreign_writes: u64,
+}
+
+impl Agent {
+    fn start(options: &Options) -> Result<Self> {
+        let cpus = possible_cpus()?;
+        let online = std::thread::available_parallelism().map_or(cpus, |n| u32::try_from(n.get()).unwrap_or(cpus));
+        let policy = Policy::load(&options.policy, online)?;
+        let mounts = Mounts::below(&options.cgroup_root)?;
+        let mut journal = Journal::open(&options.state_dir)?;
+        restore_leftovers(&mut journal, &mounts)?;
+
+        let support = Support::of_running_kernel(options.force_wakeups)?;
+        let sizes = sizes(&policy, cpus);
+        let Loaded { probes, counters, slots, log } = Probes::load(&support, identity(&mounts), sizes)?;
+        if let Some(missing) = &probes.request_latency_missing {
+            tracing::warn!("request latency is not measured: {missing}");
+        }
+        let ledger =
+            Ledger::new(&policy, options.shadow, sizes, support.wait_source, probes.request_latency_missing.clone());
+        let shared = Shared::new(ledger);
+        let address = serve(options.listen, shared.clone())
+            .with_context(|| format!("cannot listen on {}: choose another address with --listen", options.listen))?;
+
+        let patterns = policy.groups.iter().enumerate().flat_map(|(index, group)| {
+            group.patterns.iter().map(move |pattern| (GroupId(index), pattern.clone()))
+        });
+        let tree = Tree::new(mounts.clone(), patterns.collect());
+        let mode = if options.shadow { Mode::Shadow } else { Mode::Enforce };
+        tracing::info!(
+            %address, groups = policy.groups.len(), layout = ?mounts.layout(), wait_source = ?support.wait_source,
+            shadow = options.shadow, kernel_bytes = sizes.memory_bytes(), "probes attached"
+        );
+        Ok(Self {
+            governor: Governor::new(&policy, mode),
+            meter: Meter::new(&policy, counters, slots),
+            steal: StealMeter::default(),
+            actuator: Actuator::new(mounts, journal, options.shadow),
+            policy,
+            tree,
+            probes,
+            log,
+            shared,
+            started: Instant::now(),
+            snapshot: Snapshot::default(),
+            plan: Plan::default(),
+            report_at: Duration::ZERO,
+            reported_at: Duration::ZERO,
+            counts: Counts::default(),
+        })
+    }
+
+    async fn run(&mut self) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = ticks.tick() => self.tick(),
+            }
+        }
+        let released = self.actuator.release_all();
+        tracing::info!(limits_restored = released.writes, "ended");
+        let mut errors = released.errors.into_iter();
+        errors.next().map_or(Ok(()), |err| Err(err).context("a limit could not be restored; try `enforcer restore`"))
+    }
+
+    fn tick(&mut self) {
+        let now = self.started.elapsed();
+        self.follow_cgroups(now);
+        let steal = self.steal.read();
+        self.meter.snapshot(now, steal, &mut self.snapshot);
+        self.decide();
+        self.act(now);
+        self.log.flush();
+        self.counts.ticks += 1;
+        if now >= self.report_at {
+            self.report(now);
+        }
+    }
+
+    fn follow_cgroups(&mut self, now: Duration) {
+        let changes = self.tree.poll(now);
+        let mut may_have_room = self.meter.has_uncounted() && now >= self.report_at;
+        for change in changes {
+            match change {
+                Change::Appeared(directory) => self.count(directory, now),
+                Change::Vanished(directory) => {
+                    self.meter.vanished(&directory, now);
+                    may_have_room |= self.meter.has_uncounted();
+                }
+            }
+        }
+        if may_have_room {
+            for directory in self.meter.take_uncounted() {
+                self.count(directory, now);
+            }
+        }
+    }
+
+    fn count(&mut self, directory: Directory, now: Duration) {
+        let path = self.tree.mounts().point(directory.hierarchy).join(&directory.path);
+        self.meter.appeared(directory, now, &mut self.probes, &path);
+    }
+
+    fn decide(&mut self) {
+        let plan = self.governor.decide(&self.snapshot);
+        if plan.reason.label() != self.plan.reason.label() {
+            let sentence = plan.reason.sentence(|group| &self.policy.groups[group.0].name);
+            tracing::info!(reason = plan.reason.label(), "{sentence}");
+        }
+        if *plan != self.plan {
+            self.plan.clone_from(plan);
+        }
+        if let Err(insane) = check::check(&self.plan, &self.policy) {
+            tracing::error!(%insane, "BUG: the plan is not carried out; please report this");
+            self.plan.limits.clear();
+        }
+    }
+
+    fn act(&mut self, now: Duration) {
+        let hierarchy = self.tree.mounts().cpu_hierarchy();
+        let meter = &self.meter;
+        let mut targets = Vec::new();
+        for (&group, &limit) in &self.plan.limits {
+            let tops = || meter.directories_of(group, hierarchy).filter(|(directory, _)| directory.is_top);
+            let running = tops().filter(|(_, runs)| *runs).count();
+            let limit = equal_part(limit, running);
+            targets.extend(tops().map(|(directory, _)| Target { directory, limit, below: meter.below(directory) }));
+        }
+        let applied = self.actuator.apply(now, &targets);
+        self.counts.writes += applied.writes;
+        self.counts.foreign_writes += applied.foreign;
+        for err in applied.errors {
+            if self.counts.write_errors == 0 {
+                tracing::error!("{err}");
+            }
+            self.counts.write_errors += 1;
+        }
+    }
+
+    fn report(&mut self, now: Duration) {
+        let elapsed = now - self.reported_at;
+        let (meter, plan, counts) = (&mut self.meter, &self.plan, &mut self.counts);
+        let (steal, unwatched) = (self.snapshot.steal, self.tree.unwatched());
+        let done = self.shared.try_update(|ledger| {
+            ledger.advance(now);
+            meter.report(ledger);
+            ledger.plan(plan, elapsed);
+            ledger.ticks += counts.ticks;
+            ledger.writes += counts.writes;
+            ledger.write_errors += counts.write_errors;
+            ledger.foreign_writes += counts.foreign_writes;
+            ledger.steal = steal;
+            ledger.unwatched = unwatched;
+            ledger.ready = true;
+        });
+        if done {
+            *counts = Counts::default();
+            self.reported_at = now;
+            self.report_at = now + REPORT;
+        }
+    }
+}
+
+/// On hybrid hosts a directory of either hierarchy may be the one that the policy names.
+const fn identity(mounts: &Mounts) -> Identity {
+    match mounts.layout() {
+        Layout::V2 => Identity::V2,
+        Layout::Hybrid => Identity::Both,
+        Layout::V1 => Identity::V1Cpu,
+    }
+}
+
+fn sizes(policy: &Policy, cpus: u32) -> Sizes {
+    let count = |class| policy.groups.iter().filter(|group| group.class == class).count();
+    let number = |n: usize| u32::try_from(n).expect("the policy limits groups");
+    Sizes {
+        cpus,
+        slots: FIRST_SLOT + policy.cgroups_max,
+        victims: FIRST_VICTIM + number(count(Class::LS)),
+        culprits: FIRST_CULPRIT + number(policy.groups.len()),
+    }
+}

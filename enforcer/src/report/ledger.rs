@@ -1,0 +1,238 @@
+//! The figures that are reported: totals since the start for machines, a recent window for people.
+//!
+//! The loop adds to it once a second; the HTTP server reads it. Neither waits for the other for long.
+
+use std::time::Duration;
+
+use enforcer_ebpf::layout::{CULPRIT_IDLE, CULPRIT_OTHER, CULPRIT_UNATTRIBUTED, Drop, FIRST_CULPRIT};
+
+use crate::{
+    decision::plan::{Plan, Reason},
+    kernel::support::{Sizes, WaitSource},
+    model::CpuLimit,
+    policy::{Class, Policy, Slo},
+    signal::{histogram::Counts, tally::Tally},
+    units::MilliCores,
+};
+
+/// Windows for people cover one to two of these.
+const HALF_WINDOW: Duration = Duration::from_secs(5);
+
+/// Durations of one kind: all since the start, and the recent ones.
+#[derive(Clone, Debug, Default)]
+pub struct Durations {
+    pub counts: Counts,
+    pub sum: Duration,
+    /// Slower than the objective, of all.
+    pub tally: Tally,
+    recent: [Recent; 2],
+}
+
+#[derive(Clone, Debug, Default)]
+struct Recent {
+    counts: Counts,
+    tally: Tally,
+}
+
+impl Durations {
+    /// Adds what came in lately.
+    pub fn add(&mut self, counts: &Counts, sum: Duration, tally: Tally) {
+        self.counts.add(counts);
+        self.sum += sum;
+        self.tally += tally;
+        self.recent[0].counts.add(counts);
+        self.recent[0].tally += tally;
+    }
+
+    /// Counts of the recent window.
+    pub fn recent_counts(&self) -> Counts {
+        let mut counts = self.recent[0].counts.clone();
+        counts.add(&self.recent[1].counts);
+        counts
+    }
+
+    /// Slow ones of the recent window.
+    pub fn recent_tally(&self) -> Tally {
+        let mut tally = self.recent[0].tally;
+        tally += self.recent[1].tally;
+        tally
+    }
+
+    fn turn(&mut self) {
+        self.recent.swap(0, 1);
+        self.recent[0].counts.clear();
+        self.recent[0].tally = Tally::default();
+    }
+}
+
+/// CPU time or blame: all since the start, and the recent one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Time {
+    pub total: Duration,
+    recent: [Duration; 2],
+}
+
+impl Time {
+    pub fn add(&mut self, time: Duration) {
+        self.total += time;
+        self.recent[0] += time;
+    }
+
+    pub fn recent(&self) -> Duration {
+        self.recent[0] + self.recent[1]
+    }
+
+    fn turn(&mut self) {
+        self.recent = [Duration::ZERO, self.recent[0]];
+    }
+}
+
+/// One group.
+#[derive(Clone, Debug)]
+pub struct GroupLedger {
+    pub name: String,
+    pub class: Class,
+    pub slo: Slo,
+    pub floor: MilliCores,
+    /// Directories that are counted, and matching ones that could not be given a slot.
+    pub cgroups: usize,
+    pub cgroups_uncounted: usize,
+    pub cpu: Time,
+    pub switches: u64,
+    pub waits: Durations,
+    /// `None`: not measured, see [`Ledger::request_latency_missing`]; or BE.
+    pub requests: Option<Durations>,
+    /// Time waited, by culprit column.
+    pub blame: Vec<Time>,
+    /// The limit in force by enforcer, of the whole group.
+    pub limit: Option<CpuLimit>,
+    /// Time under a limit of enforcer's.
+    pub limited: Duration,
+}
+
+/// Everything that is reported.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    pub groups: Vec<GroupLedger>,
+    pub reason: Reason,
+    /// Time for which each kind of reason held, in the order of [`Reason::LABELS`].
+    pub reason_time: [Duration; Reason::LABELS.len()],
+    pub shadow: bool,
+    pub since_start: Duration,
+    pub ticks: u64,
+    pub writes: u64,
+    pub write_errors: u64,
+    pub foreign_writes: u64,
+    pub drops: [u64; Drop::ALL.len()],
+    pub slots_used: usize,
+    pub slots_capacity: u32,
+    pub unwatched: usize,
+    pub steal: Option<f64>,
+    pub wait_source: WaitSource,
+    pub sizes: Sizes,
+    pub request_latency_missing: Option<String>,
+    /// The first snapshot was taken and the loop runs.
+    pub ready: bool,
+    turned_at: Duration,
+    window_began: [Duration; 2],
+}
+
+impl Ledger {
+    /// Nothing counted yet.
+    pub fn new(
+        policy: &Policy,
+        shadow: bool,
+        sizes: Sizes,
+        wait_source: WaitSource,
+        request_latency_missing: Option<String>,
+    ) -> Self {
+        let culprits = FIRST_CULPRIT as usize + policy.groups.len();
+        let group = |group: &crate::policy::Group| {
+            let is_ls = group.class == Class::LS;
+            GroupLedger {
+                name: group.name.clone(),
+                class: group.class,
+                slo: group.slo,
+                floor: group.floor,
+                cgroups: 0,
+                cgroups_uncounted: 0,
+                cpu: Time::default(),
+                switches: 0,
+                waits: Durations::default(),
+                requests: (is_ls && request_latency_missing.is_none()).then(Durations::default),
+                blame: if is_ls { vec![Time::default(); culprits] } else { Vec::new() },
+                limit: None,
+                limited: Duration::ZERO,
+            }
+        };
+        Self {
+            groups: policy.groups.iter().map(group).collect(),
+            reason: Reason::Met,
+            reason_time: [Duration::ZERO; Reason::LABELS.len()],
+            shadow,
+            since_start: Duration::ZERO,
+            ticks: 0,
+            writes: 0,
+            write_errors: 0,
+            foreign_writes: 0,
+            drops: [0; Drop::ALL.len()],
+            slots_used: 0,
+            slots_capacity: 0,
+            unwatched: 0,
+            steal: None,
+            wait_source,
+            sizes,
+            request_latency_missing,
+            ready: false,
+            turned_at: Duration::ZERO,
+            window_began: [Duration::ZERO; 2],
+        }
+    }
+
+    /// Notes the plan in force since the last call.
+    pub fn plan(&mut self, plan: &Plan, elapsed: Duration) {
+        self.reason = plan.reason;
+        let label = plan.reason.label();
+        let place = Reason::LABELS.iter().position(|known| *known == label).expect("BUG: LABELS lacks a label");
+        self.reason_time[place] += elapsed;
+        for (index, group) in self.groups.iter_mut().enumerate() {
+            group.limit = plan.limits.get(&crate::model::GroupId(index)).copied();
+            if group.limit.is_some() {
+                group.limited += elapsed;
+            }
+        }
+    }
+
+    /// Moves the recent window on.
+    pub fn advance(&mut self, now: Duration) {
+        self.since_start = now;
+        if now < self.turned_at + HALF_WINDOW {
+            return;
+        }
+        self.turned_at = now;
+        self.window_began = [now, self.window_began[0]];
+        for group in &mut self.groups {
+            group.cpu.turn();
+            group.waits.turn();
+            if let Some(requests) = &mut group.requests {
+                requests.turn();
+            }
+            group.blame.iter_mut().for_each(Time::turn);
+        }
+    }
+
+    /// How long the recent window is.
+    pub fn window(&self) -> Duration {
+        self.since_start.saturating_sub(self.window_began[1])
+    }
+
+    /// The name of a culprit column. Groups cannot have these names: they contain no parentheses.
+    pub fn culprit(&self, column: usize) -> &str {
+        match u32::try_from(column).expect("columns are few") {
+            CULPRIT_OTHER => "(other)",
+            CULPRIT_IDLE => "(idle)",
+            CULPRIT_UNATTRIBUTED => "(unattributed)",
+            _ => &self.groups[column - FIRST_CULPRIT as usize].name,
+        }
+    }
+}

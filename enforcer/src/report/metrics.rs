@@ -1,0 +1,269 @@
+//! The ledger as Prometheus metrics. docs/metrics.md explains each of them.
+
+use std::time::Duration;
+
+use enforcer_ebpf::{
+    histogram::{FIRST_OCTAVE, OCTAVES},
+    layout::Drop,
+};
+use prometheus::{
+    TextEncoder,
+    proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
+};
+
+use super::ledger::{Durations, GroupLedger, Ledger};
+use crate::{decision::plan::Reason, signal::histogram::Counts};
+
+/// Media type of [`render`]'s text.
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// All metrics in the text exposition format.
+pub fn render(ledger: &Ledger, process: &Process) -> String {
+    let families = families(ledger, process);
+    TextEncoder::new().encode_to_string(&families).expect("BUG: a metric family without samples or name")
+}
+
+/// What the agent itself costs, from `/proc/self`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Process {
+    pub cpu: Duration,
+    pub resident_bytes: u64,
+    pub open_fds: u64,
+    /// Seconds since the epoch.
+    pub started_at: u64,
+}
+
+impl Process {
+    /// This process now; unknown figures are missing rather than zero.
+    pub fn read() -> Option<Self> {
+        let me = procfs::process::Process::myself().ok()?;
+        let stat = me.stat().ok()?;
+        let ticks = procfs::ticks_per_second();
+        Some(Self {
+            cpu: Duration::from_secs_f64((stat.utime + stat.stime) as f64 / ticks as f64),
+            resident_bytes: stat.rss * procfs::page_size(),
+            open_fds: me.fd_count().ok()? as u64,
+            started_at: procfs::boot_time_secs().ok()? + stat.starttime / ticks,
+        })
+    }
+}
+
+fn families(ledger: &Ledger, process: &Process) -> Vec<MetricFamily> {
+    let mut families = node(ledger);
+    families.extend(groups(ledger));
+    families.extend([
+        counter("process_cpu_seconds_total", "CPU time that the agent used", [sample([], process.cpu.as_secs_f64())]),
+        gauge("process_resident_memory_bytes", "Memory that the agent holds", [sample([], process.resident_bytes as f64)]),
+        gauge("process_open_fds", "Files that the agent has open", [sample([], process.open_fds as f64)]),
+        gauge("process_start_time_seconds", "When the agent started, since the epoch", [sample([], process.started_at as f64)]),
+    ]);
+    families.retain(|family| !family.get_metric().is_empty());
+    families
+}
+
+fn node(ledger: &Ledger) -> Vec<MetricFamily> {
+    let wait_source = match ledger.wait_source {
+        crate::kernel::support::WaitSource::SchedInfo => "sched_info",
+        crate::kernel::support::WaitSource::Wakeups => "wakeups",
+    };
+    let reasons = || Reason::LABELS.into_iter().zip(ledger.reason_time);
+    let now = ledger.reason.label();
+    vec![
+        gauge(
+            "enforcer_build_info",
+            "Always 1; version and the way in which waits are measured",
+            [sample([("version", env!("CARGO_PKG_VERSION")), ("wait_source", wait_source)], 1.0)],
+        ),
+        gauge("enforcer_shadow", "1 in shadow mode, in which nothing is written", [sample([], f64::from(u8::from(ledger.shadow)))]),
+        counter("enforcer_ticks_total", "Looks at the node", [sample([], ledger.ticks as f64)]),
+        gauge(
+            "enforcer_decision",
+            "1 for the reason of the plan in force, 0 for the others",
+            reasons().map(|(label, _)| sample([("reason", label)], f64::from(u8::from(label == now)))),
+        ),
+        counter(
+            "enforcer_decision_seconds_total",
+            "Time for which plans were in force, by their reason",
+            reasons().map(|(label, time)| sample([("reason", label)], time.as_secs_f64())),
+        ),
+        counter("enforcer_limit_writes_total", "CPU limits written, restorations included", [sample([], ledger.writes as f64)]),
+        counter("enforcer_limit_write_errors_total", "CPU limits that could not be read or written", [sample([], ledger.write_errors as f64)]),
+        counter(
+            "enforcer_limit_foreign_writes_total",
+            "Times that somebody else had changed a limit of enforcer's",
+            [sample([], ledger.foreign_writes as f64)],
+        ),
+        counter(
+            "enforcer_probe_drops_total",
+            "Events that a probe could not count, by cause",
+            Drop::ALL.into_iter().zip(ledger.drops).map(|(cause, count)| sample([("cause", cause_label(cause))], count as f64)),
+        ),
+        gauge("enforcer_slots_used", "Cgroups counted on their own", [sample([], ledger.slots_used as f64)]),
+        gauge("enforcer_slots_capacity", "Cgroups that can be counted on their own", [sample([], f64::from(ledger.slots_capacity))]),
+        gauge("enforcer_cgroups_unwatched", "Cgroups found by rescans only, for lack of inotify watches", [sample([], ledger.unwatched as f64)]),
+        gauge("enforcer_probe_memory_bytes", "Kernel memory of the probes' tables", [sample([], ledger.sizes.memory_bytes() as f64)]),
+        gauge(
+            "enforcer_steal_ratio",
+            "Share of the node's CPU time that the hypervisor gave to others, between the last two looks",
+            ledger.steal.map(|steal| sample([], steal)),
+        ),
+    ]
+}
+
+fn groups(ledger: &Ledger) -> Vec<MetricFamily> {
+    let groups = &ledger.groups;
+    let each = |value: fn(&GroupLedger) -> Option<f64>| {
+        groups.iter().filter_map(move |group| Some(sample([("group", &group.name)], value(group)?)))
+    };
+    vec![
+        gauge(
+            "enforcer_group_info",
+            "Always 1; the class of a group",
+            groups.iter().map(|group| sample([("group", group.name.as_str()), ("class", &group.class.to_string())], 1.0)),
+        ),
+        gauge("enforcer_cgroups", "Cgroups counted for a group", each(|group| Some(group.cgroups as f64))),
+        gauge(
+            "enforcer_cgroups_uncounted",
+            "Cgroups of a group that found no slot and count as other",
+            each(|group| Some(group.cgroups_uncounted as f64)),
+        ),
+        counter("enforcer_cpu_seconds_total", "CPU time of a group", each(|group| Some(group.cpu.total.as_secs_f64()))),
+        counter("enforcer_context_switches_total", "Times that a task of a group got a CPU", each(|group| Some(group.switches as f64))),
+        durations(
+            "enforcer_run_queue_wait_seconds",
+            "From runnable to running",
+            groups.iter().map(|group| (group, &group.waits)),
+        ),
+        counter(
+            "enforcer_run_queue_wait_slow_total",
+            "Waits longer than the objective",
+            each(|group| group.slo.run_queue_wait_p99.map(|_| group.waits.tally.slow as f64)),
+        ),
+        durations(
+            "enforcer_request_duration_seconds",
+            "From a request's first byte to its response's first byte",
+            groups.iter().filter_map(|group| Some((group, group.requests.as_ref()?))),
+        ),
+        counter(
+            "enforcer_request_slow_total",
+            "Requests slower than the objective",
+            each(|group| {
+                group.slo.request_latency_p99?;
+                Some(group.requests.as_ref()?.tally.slow as f64)
+            }),
+        ),
+        gauge("enforcer_slo_seconds", "Objective: at most 1 % may be slower", groups.iter().flat_map(objectives)),
+        counter("enforcer_run_queue_blame_seconds_total", "Time that a victim waited while a culprit ran", blame(ledger)),
+        gauge("enforcer_cpu_floor_cores", "CPU that a BE group keeps under any squeeze", each(|group| {
+            (group.class == crate::policy::Class::BE).then(|| group.floor.cores())
+        })),
+        gauge(
+            "enforcer_cpu_limit_cores",
+            "Limit that enforcer puts on a group; absent where it puts none",
+            each(|group| group.limit?.cores()),
+        ),
+        counter(
+            "enforcer_cpu_limited_seconds_total",
+            "Time that a group spent under a limit of enforcer's",
+            each(|group| Some(group.limited.as_secs_f64())),
+        ),
+    ]
+}
+
+fn objectives(group: &GroupLedger) -> impl Iterator<Item = Metric> {
+    let slo = [("request_latency", group.slo.request_latency_p99), ("run_queue_wait", group.slo.run_queue_wait_p99)];
+    slo.into_iter().filter_map(|(signal, objective)| {
+        Some(sample([("group", group.name.as_str()), ("signal", signal)], objective?.as_secs_f64()))
+    })
+}
+
+/// Only pairs that ever occurred: victims times culprits would be too many series.
+fn blame(ledger: &Ledger) -> impl Iterator<Item = Metric> {
+    ledger.groups.iter().flat_map(move |victim| {
+        let culprits = victim.blame.iter().enumerate().filter(|(_, time)| !time.total.is_zero());
+        culprits.map(move |(column, time)| {
+            let labels = [("victim", victim.name.as_str()), ("culprit", ledger.culprit(column))];
+            sample(labels, time.total.as_secs_f64())
+        })
+    })
+}
+
+const fn cause_label(cause: Drop) -> &'static str {
+    match cause {
+        Drop::NoClock => "no_clock",
+        Drop::NegativeWait => "negative_wait",
+        Drop::RunnableTableFull => "runnable_table_full",
+        Drop::NoSocketState => "no_socket_state",
+        Drop::Unparsable => "unparsable",
+        Drop::UnknownGroup => "unknown_group",
+    }
+}
+
+/// A value with its labels, until its family says whether it is a counter or a gauge.
+fn sample<const N: usize>(labels: [(&str, &str); N], value: f64) -> Metric {
+    let mut metric = Metric::from_label(labels.map(pair).into());
+    let mut gauge = Gauge::default();
+    gauge.set_value(value);
+    metric.set_gauge(gauge);
+    metric
+}
+
+fn pair((name, value): (&str, &str)) -> LabelPair {
+    let mut pair = LabelPair::default();
+    pair.set_name(name.to_owned());
+    pair.set_value(value.to_owned());
+    pair
+}
+
+fn gauge(name: &str, help: &str, samples: impl IntoIterator<Item = Metric>) -> MetricFamily {
+    family(name, help, MetricType::GAUGE, samples.into_iter().collect())
+}
+
+fn counter(name: &str, help: &str, samples: impl IntoIterator<Item = Metric>) -> MetricFamily {
+    let as_counter = |mut metric: Metric| {
+        let mut counter = Counter::default();
+        counter.set_value(metric.get_gauge().get_value());
+        metric.set_counter(counter);
+        metric
+    };
+    family(name, help, MetricType::COUNTER, samples.into_iter().map(as_counter).collect())
+}
+
+/// Histograms with one bucket per octave, which is where the probes' buckets add up exactly. Groups that never counted
+/// anything are left out.
+fn durations<'a>(
+    name: &str,
+    help: &str,
+    groups: impl Iterator<Item = (&'a GroupLedger, &'a Durations)>,
+) -> MetricFamily {
+    let heard = groups.filter(|(_, durations)| !durations.counts.is_empty());
+    let metrics = heard.map(|(group, durations)| {
+        let mut metric = Metric::from_label(vec![pair(("group", &group.name))]);
+        metric.set_histogram(histogram(&durations.counts, durations.sum));
+        metric
+    });
+    family(name, help, MetricType::HISTOGRAM, metrics.collect())
+}
+
+fn histogram(counts: &Counts, sum: Duration) -> Histogram {
+    let bucket = |exponent| {
+        let mut bucket = Bucket::default();
+        bucket.set_upper_bound((1u64 << exponent) as f64 / 1e9);
+        bucket.set_cumulative_count(counts.below_power_of_two(exponent));
+        bucket
+    };
+    let mut histogram = Histogram::default();
+    histogram.set_bucket((FIRST_OCTAVE..=FIRST_OCTAVE + OCTAVES).map(bucket).collect());
+    histogram.set_sample_count(counts.total());
+    histogram.set_sample_sum(sum.as_secs_f64());
+    histogram
+}
+
+fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(kind);
+    family.set_metric(metrics);
+    family
+}

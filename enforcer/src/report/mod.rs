@@ -1,0 +1,7 @@
+//! What was measured and done, for people and machines.
+
+pub mod ledger;
+pub mod metrics;
+pub mod serve;
+pub mod status;
+pub mod top;

@@ -1,0 +1,139 @@
+//! The ledger for people: what `/v1/status` serves and `enforcer top` shows.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    ledger::{Durations, GroupLedger, Ledger},
+    metrics::Process,
+};
+use crate::policy::Class;
+
+/// One look at the agent. All times in seconds, all CPU in cores, over the recent window where not said otherwise.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    /// Nothing is written.
+    pub shadow: bool,
+    /// Since the agent started.
+    pub uptime_seconds: f64,
+    /// How far the recent window reaches back.
+    pub window_seconds: f64,
+    /// Label of the reason for the plan in force, and the reason in words.
+    pub reason: String,
+    pub explanation: String,
+    pub groups: Vec<GroupStatus>,
+    pub limit_writes: u64,
+    pub limit_write_errors: u64,
+    /// Steal between the last two looks; `None`: unknown.
+    pub steal_ratio: Option<f64>,
+    /// What the agent itself has used, `None`: unknown.
+    pub agent_cpu_seconds: Option<f64>,
+    pub agent_resident_bytes: Option<u64>,
+}
+
+/// One group.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GroupStatus {
+    pub name: String,
+    pub class: Class,
+    pub cgroups: usize,
+    pub cpu_cores: f64,
+    /// CPU time since the agent started.
+    pub cpu_seconds_total: f64,
+    /// `None`: not measured.
+    pub requests: Option<DurationsStatus>,
+    pub waits: DurationsStatus,
+    /// Who ran while this group waited, worst first: name, and waiting time per time.
+    pub blame: Vec<(String, f64)>,
+    /// Waiting time since the agent started, by culprit.
+    pub blame_seconds_total: Vec<(String, f64)>,
+    /// The limit that enforcer puts on the group now.
+    pub limit_cores: Option<f64>,
+    pub floor_cores: Option<f64>,
+}
+
+/// Durations of one kind.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DurationsStatus {
+    pub rate_hz: f64,
+    pub p50_seconds: Option<f64>,
+    pub p99_seconds: Option<f64>,
+    pub objective_seconds: Option<f64>,
+    /// Share slower than the objective.
+    pub slow_ratio: Option<f64>,
+    /// Since the agent started.
+    pub total: u64,
+    pub slow_total: u64,
+    pub p50_seconds_total: Option<f64>,
+    pub p99_seconds_total: Option<f64>,
+}
+
+impl Status {
+    /// The ledger as it stands.
+    pub fn of(ledger: &Ledger, process: Option<&Process>) -> Self {
+        let window = ledger.window().as_secs_f64().max(1e-9);
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            shadow: ledger.shadow,
+            uptime_seconds: ledger.since_start.as_secs_f64(),
+            window_seconds: window,
+            reason: ledger.reason.label().to_owned(),
+            explanation: ledger.reason.sentence(|group| &ledger.groups[group.0].name),
+            groups: ledger.groups.iter().map(|group| GroupStatus::of(group, ledger, window)).collect(),
+            limit_writes: ledger.writes,
+            limit_write_errors: ledger.write_errors,
+            steal_ratio: ledger.steal,
+            agent_cpu_seconds: process.map(|process| process.cpu.as_secs_f64()),
+            agent_resident_bytes: process.map(|process| process.resident_bytes),
+        }
+    }
+}
+
+impl GroupStatus {
+    fn of(group: &GroupLedger, ledger: &Ledger, window: f64) -> Self {
+        let named = |column: usize, time: Duration| (ledger.culprit(column).to_owned(), time.as_secs_f64());
+        let columns = || group.blame.iter().enumerate().filter(|(_, time)| !time.total.is_zero());
+        let mut blame: Vec<(String, f64)> = columns()
+            .map(|(column, time)| named(column, time.recent()))
+            .filter(|(_, seconds)| *seconds > 0.0)
+            .map(|(name, seconds)| (name, seconds / window))
+            .collect();
+        blame.sort_by(|a, b| b.1.total_cmp(&a.1));
+        Self {
+            name: group.name.clone(),
+            class: group.class,
+            cgroups: group.cgroups,
+            cpu_cores: group.cpu.recent().as_secs_f64() / window,
+            cpu_seconds_total: group.cpu.total.as_secs_f64(),
+            requests: group
+                .requests
+                .as_ref()
+                .map(|requests| DurationsStatus::of(requests, group.slo.request_latency_p99, window)),
+            waits: DurationsStatus::of(&group.waits, group.slo.run_queue_wait_p99, window),
+            blame,
+            blame_seconds_total: columns().map(|(column, time)| named(column, time.total)).collect(),
+            limit_cores: group.limit.and_then(crate::model::CpuLimit::cores),
+            floor_cores: (group.class == Class::BE).then(|| group.floor.cores()),
+        }
+    }
+}
+
+impl DurationsStatus {
+    fn of(durations: &Durations, objective: Option<Duration>, window: f64) -> Self {
+        let recent = durations.recent_counts();
+        let seconds = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64());
+        Self {
+            rate_hz: recent.total() as f64 / window,
+            p50_seconds: seconds(recent.quantile(0.5)),
+            p99_seconds: seconds(recent.quantile(0.99)),
+            objective_seconds: seconds(objective),
+            slow_ratio: objective.and_then(|_| durations.recent_tally().share()),
+            total: durations.counts.total(),
+            slow_total: durations.tally.slow,
+            p50_seconds_total: seconds(durations.counts.quantile(0.5)),
+            p99_seconds_total: seconds(durations.counts.quantile(0.99)),
+        }
+    }
+}

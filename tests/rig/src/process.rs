@@ -1,0 +1,134 @@
+//! Child processes that do not outlive their parent.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A child that is killed and reaped when dropped.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    name: String,
+}
+
+impl Process {
+    /// Starts a command.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn start(name: &str, command: &mut Command) -> Result<Self> {
+        let child = command.spawn().with_context(|| format!("cannot start {name} ({command:?})"))?;
+        Ok(Self { child, name: name.to_owned() })
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The first line that the child prints, such as the address it listens on. Its standard output must be piped.
+    ///
+    /// # Errors
+    /// Where the child ends or prints nothing.
+    pub fn first_line(&mut self) -> Result<String> {
+        let output = self.child.stdout.take().context("BUG: standard output is not piped")?;
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line)?;
+        if line.is_empty() {
+            bail!("{} ended before it said anything: {:?}", self.name, self.child.wait()?);
+        }
+        Ok(line.trim().to_owned())
+    }
+
+    /// Waits for the child to end by itself and returns what it printed. Its standard output must be piped.
+    ///
+    /// # Errors
+    /// Where it fails.
+    pub fn output(mut self) -> Result<String> {
+        let output = self.child.stdout.take().context("BUG: standard output is not piped")?;
+        let text = std::io::read_to_string(output)?;
+        let status = self.child.wait()?;
+        anyhow::ensure!(status.success(), "{} failed: {status}", self.name);
+        Ok(text)
+    }
+
+    /// Whether the child still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// Where the child has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).with_context(|| format!("cannot signal {}", self.name))
+    }
+
+    /// Asks the child to end and waits for it, for at most `patience`.
+    ///
+    /// # Errors
+    /// Where it does not.
+    pub fn terminate(&mut self, patience: Duration) -> Result<ExitStatus> {
+        self.signal(Signal::TERM).ok();
+        let until = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() >= until {
+                bail!("{} did not end within {patience:?} of SIGTERM", self.name);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Ended already: nothing to do.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// The `workload` command, which is built beside the running program.
+///
+/// # Errors
+/// Where it is not there.
+pub fn workload() -> Result<Command> {
+    let me = std::env::current_exe()?;
+    let directories = me.ancestors().skip(1).take(2);
+    let found = directories.map(|directory| directory.join("workload")).find(|path| path.exists());
+    let path = found.with_context(|| format!("no `workload` beside {}: run `cargo xtask build`", me.display()))?;
+    Ok(Command::new(path))
+}
+
+/// Output to read, errors to see.
+pub fn piped(command: &mut Command) -> &mut Command {
+    command.stdin(Stdio::null()).stdout(Stdio::piped())
+}
+
+/// Runs `program` in these cgroups, ending it when the parent ends.
+///
+/// # Errors
+/// Where `workload` is missing.
+pub fn exec_in<'a>(
+    cgroups: impl IntoIterator<Item = &'a Path>,
+    death: Signal,
+    program: &Path,
+) -> Result<Command> {
+    let mut command = workload()?;
+    for cgroup in cgroups {
+        command.arg("--cgroup").arg(cgroup);
+    }
+    command.args(["--on-parent-death", if death == Signal::TERM { "term" } else { "kill" }]);
+    command.arg("exec").arg(program);
+    Ok(command)
+}

@@ -1,0 +1,259 @@
+//! A corner of the cgroup tree of one's own, in the hierarchies that this host has, removed when dropped.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Hierarchies that groups get a directory in.
+#[derive(Clone, Debug)]
+struct Hosts {
+    v2: Option<PathBuf>,
+    v1_cpu: Option<PathBuf>,
+}
+
+impl Hosts {
+    fn find() -> Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        let mut found = Self { v2: None, v1_cpu: None };
+        for line in mounts.lines() {
+            let fields: Vec<&str> = line.split(' ').collect();
+            let [_, point, kind, options, ..] = fields[..] else { continue };
+            match kind {
+                "cgroup2" => found.v2 = Some(point.into()),
+                "cgroup" if options.split(',').any(|option| option == "cpu") => found.v1_cpu = Some(point.into()),
+                _ => {}
+            }
+        }
+        anyhow::ensure!(found.v2.is_some() || found.v1_cpu.is_some(), "no cgroup hierarchy is mounted");
+        Ok(found)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Path> {
+        self.v2.iter().chain(&self.v1_cpu).map(PathBuf::as_path)
+    }
+}
+
+/// The corner.
+#[derive(Debug)]
+pub struct Sandbox {
+    hosts: Hosts,
+    name: String,
+}
+
+/// One group in it.
+#[derive(Debug)]
+pub struct Group {
+    hosts: Hosts,
+    /// Below each mount point.
+    pub path: String,
+}
+
+impl Sandbox {
+    /// Makes `<prefix>-<pid>` in every hierarchy, after removing what dead processes left under the same prefix.
+    ///
+    /// # Errors
+    /// Where cgroups cannot be made.
+    pub fn new(prefix: &str) -> Result<Self> {
+        let hosts = Hosts::find()?;
+        for mount in hosts.iter() {
+            remove_leftovers(mount, prefix);
+        }
+        let sandbox = Self { hosts, name: format!("{prefix}-{}", std::process::id()) };
+        for mount in sandbox.hosts.iter() {
+            make(&mount.join(&sandbox.name))?;
+        }
+        if let (Some(v2), None) = (&sandbox.hosts.v2, &sandbox.hosts.v1_cpu) {
+            for directory in [v2.clone(), v2.join(&sandbox.name)] {
+                set(&directory.join("cgroup.subtree_control"), "+cpu")?;
+            }
+        }
+        Ok(sandbox)
+    }
+
+    /// Its path below each mount point.
+    pub fn path(&self) -> &str {
+        &self.name
+    }
+
+    /// Makes a group. `weight`: cpu.shares on v1; on v2 the weight that runc makes of it.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn group(&self, name: &str, shares: u32) -> Result<Group> {
+        let group = Group { hosts: self.hosts.clone(), path: format!("{}/{name}", self.name) };
+        for directory in group.directories() {
+            make(&directory)?;
+        }
+        if let Some(v1_cpu) = &self.hosts.v1_cpu {
+            set(&v1_cpu.join(&group.path).join("cpu.shares"), &shares.to_string())?;
+        } else if let Some(v2) = &self.hosts.v2 {
+            set(&v2.join(&group.path).join("cpu.weight"), &weight_of(shares).to_string())?;
+        }
+        Ok(group)
+    }
+}
+
+/// 2 shares are weight 1, 1,024 are 100, as runc has it since 1.3.2.
+fn weight_of(shares: u32) -> u32 {
+    let log = f64::from(shares.max(2)).log2();
+    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+    // Between 1 and 10,000 by the kernel's rule.
+    10f64.powf(exponent).ceil().clamp(1.0, 10_000.0) as u32
+}
+
+impl Group {
+    /// Its directories, in every hierarchy.
+    pub fn directories(&self) -> impl Iterator<Item = PathBuf> {
+        self.hosts.iter().map(|mount| mount.join(&self.path))
+    }
+
+    /// The directory whose files limit CPU time.
+    pub fn cpu_directory(&self) -> PathBuf {
+        let mount = self.hosts.v1_cpu.as_ref().or(self.hosts.v2.as_ref()).expect("checked in Hosts::find");
+        mount.join(&self.path)
+    }
+
+    /// The directory in the v2 hierarchy.
+    pub fn v2_directory(&self) -> Option<PathBuf> {
+        Some(self.hosts.v2.as_ref()?.join(&self.path))
+    }
+
+    /// The CPU limit's files as text, joined: for comparison only.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn cpu_limit(&self) -> Result<String> {
+        let directory = self.cpu_directory();
+        let read = |name: &str| -> Result<String> {
+            let path = directory.join(name);
+            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            Ok(text.trim().to_owned())
+        };
+        if self.hosts.v1_cpu.is_some() {
+            return Ok(format!("{} {}", read("cpu.cfs_quota_us")?, read("cpu.cfs_period_us")?));
+        }
+        read("cpu.max")
+    }
+
+    /// CPU time used so far, by the kernel's own account.
+    ///
+    /// # Errors
+    /// Where there is no v2 directory.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let path = self.v2_directory().context("no v2 hierarchy to read CPU time from")?.join("cpu.stat");
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let usec = text.lines().find_map(|line| line.strip_prefix("usage_usec ")).context("cpu.stat has no usage_usec")?;
+        Ok(Duration::from_micros(usec.parse()?))
+    }
+
+    /// Sum of the kernel's run-queue delays of the group's threads, from schedstat.
+    ///
+    /// # Errors
+    /// Where /proc cannot be read.
+    pub fn run_delay(&self) -> Result<Duration> {
+        let mut sum = Duration::ZERO;
+        for process in self.processes() {
+            let tasks = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+            for task in tasks {
+                let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+                let ns = text.split_whitespace().nth(1).and_then(|ns| ns.parse().ok()).unwrap_or_default();
+                sum += Duration::from_nanos(ns);
+            }
+        }
+        Ok(sum)
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        let directories: Vec<PathBuf> = self.directories().collect();
+        processes_in(&directories)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for directory in self.directories() {
+            remove(&directory);
+        }
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        for mount in self.hosts.iter() {
+            remove(&mount.join(&self.name));
+        }
+    }
+}
+
+fn make(directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("cannot make the cgroup {}: run as root", directory.display()))
+}
+
+fn set(file: &Path, value: &str) -> Result<()> {
+    fs::write(file, value).with_context(|| format!("cannot write {value} to {}", file.display()))
+}
+
+fn processes_in(directories: &[PathBuf]) -> Vec<u32> {
+    let mut processes: Vec<u32> = directories
+        .iter()
+        .filter_map(|directory| fs::read_to_string(directory.join("cgroup.procs")).ok())
+        .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<u32>>())
+        .collect();
+    processes.sort_unstable();
+    processes.dedup();
+    processes
+}
+
+/// Removes a directory of ours with everything in it. Whoever runs there was started by us, since nobody else knows the
+/// directory.
+fn remove(directory: &Path) {
+    let children = fs::read_dir(directory).into_iter().flatten().flatten();
+    for child in children.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        remove(&child.path());
+    }
+    let until = Instant::now() + Duration::from_secs(5);
+    loop {
+        for process in processes_in(&[directory.to_owned()]) {
+            if let Some(pid) = i32::try_from(process).ok().and_then(Pid::from_raw) {
+                kill_process(pid, Signal::KILL).ok();
+            }
+        }
+        match fs::remove_dir(directory) {
+            Err(err) if err.raw_os_error() == Some(libc::EBUSY) && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+                eprintln!("the cgroup {} stays: {err}", directory.display());
+                return;
+            }
+            _ => return,
+        }
+    }
+}
+
+/// What a process that was killed could not remove.
+fn remove_leftovers(mount: &Path, prefix: &str) {
+    for entry in fs::read_dir(mount).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(prefix)?.strip_prefix('-'));
+        let is_dead = pid.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists());
+        if is_dead {
+            remove(&entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_runcs() {
+        assert_eq!([2, 1024, 262_144].map(weight_of), [1, 100, 10_000]);
+    }
+}

@@ -1,0 +1,95 @@
+//! A latency-sensitive TCP server: each request costs some computing and some walking through memory.
+
+use std::{
+    hint::black_box,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::protocol::ECHO_BYTES;
+
+/// What one request costs.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Cost {
+    /// Random steps through memory per request.
+    #[arg(long, default_value_t = 5_000)]
+    pub steps: u32,
+    /// Memory that the steps lead through, in MiB.
+    #[arg(long, default_value_t = 16)]
+    pub memory_mib: usize,
+    /// Computing per request, in microseconds.
+    #[arg(long, default_value_t = 0)]
+    pub spin_us: u64,
+}
+
+/// A closed walk through all of the memory in random order, which no prefetcher can guess.
+#[derive(Debug)]
+struct Walk(Vec<u32>);
+
+/// Serves every connection on a thread of its own, until the process is killed. Prints the address once it listens.
+///
+/// # Errors
+/// Where the address cannot be bound.
+pub fn serve(listen: SocketAddr, cost: Cost) -> Result<()> {
+    let listener = TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
+    let walk = Arc::new(Walk::new(cost.memory_mib << 20));
+    println!("{}", listener.local_addr()?);
+    for (number, connection) in listener.incoming().enumerate() {
+        let (connection, walk) = (connection?, Arc::clone(&walk));
+        thread::spawn(move || {
+            // A client that hangs up ends its thread, and that is all.
+            answer(connection, cost, &walk, number).ok();
+        });
+    }
+    Ok(())
+}
+
+fn answer(mut connection: TcpStream, cost: Cost, walk: &Walk, number: usize) -> std::io::Result<()> {
+    connection.set_nodelay(true)?;
+    let mut request = [0; ECHO_BYTES];
+    let mut place = walk.start(number);
+    loop {
+        connection.read_exact(&mut request)?;
+        place = walk.go(place, cost.steps);
+        spin(Duration::from_micros(cost.spin_us));
+        connection.write_all(&request)?;
+    }
+}
+
+impl Walk {
+    fn new(bytes: usize) -> Self {
+        let length = (bytes / 4).max(2);
+        let mut order: Vec<u32> = (0..u32::try_from(length).expect("below 16 GiB")).collect();
+        fastrand::Rng::with_seed(7).shuffle(&mut order);
+        let mut next = vec![0; length];
+        for pair in order.windows(2) {
+            next[pair[0] as usize] = pair[1];
+        }
+        next[order[length - 1] as usize] = order[0];
+        Self(next)
+    }
+
+    /// Where a connection starts, so that connections do not warm the cache for each other.
+    fn start(&self, number: usize) -> u32 {
+        u32::try_from(number.wrapping_mul(7_919) % self.0.len()).expect("below the length")
+    }
+
+    fn go(&self, mut place: u32, steps: u32) -> u32 {
+        for _ in 0..steps {
+            place = self.0[place as usize];
+        }
+        black_box(place)
+    }
+}
+
+fn spin(time: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
