@@ -262,9 +262,9 @@ impl Agent {
         let (meter, plan, counts) = (&mut self.meter, &self.plan, &mut self.counts);
         let (steal, unwatched) = (self.snapshot.steal, self.tree.unwatched());
         let done = self.shared.try_update(|ledger| {
-            ledger.advance(now);
             meter.report(ledger);
             ledger.plan(plan, elapsed);
+            ledger.advance(now);
             ledger.ticks += counts.ticks;
             ledger.writes += counts.writes;
             ledger.write_errors += counts.write_errors;

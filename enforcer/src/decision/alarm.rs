@@ -21,6 +21,8 @@ const STEP_MAX: f64 = 2.0;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Alarm {
     evidence: f64,
+    /// Went off, and the evidence has not vanished since.
+    on: bool,
 }
 
 impl Alarm {
@@ -30,16 +32,17 @@ impl Alarm {
         let fast = tally.fast() as f64;
         let step = slow * (TOO_MUCH / ALLOWED).ln() + fast * ((1.0 - TOO_MUCH) / (1.0 - ALLOWED)).ln();
         self.evidence = (self.evidence + step.min(STEP_MAX)).clamp(0.0, THRESHOLD);
+        self.on = self.evidence >= THRESHOLD || (self.on && self.evidence > 0.0);
     }
 
     /// Whether the objective is being missed.
-    pub fn is_on(self) -> bool {
-        self.evidence >= THRESHOLD
+    pub const fn is_on(self) -> bool {
+        self.on
     }
 
     /// Forgets the evidence, because conditions changed.
     pub const fn reset(&mut self) {
-        self.evidence = 0.0;
+        *self = Self { evidence: 0.0, on: false };
     }
 }
 
@@ -74,7 +77,7 @@ mod tests {
 
     #[test]
     fn nothing_observed_changes_nothing() {
-        let mut alarm = Alarm { evidence: 3.0 };
+        let mut alarm = Alarm { evidence: 3.0, on: false };
         alarm.observe(Tally::default());
         assert!((alarm.evidence - 3.0).abs() < f64::EPSILON);
     }

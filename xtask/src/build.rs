@@ -1,0 +1,64 @@
+//! `cargo xtask build`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::{
+    programs::{self, cargo, root},
+    setup,
+};
+
+/// What to build.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Args {
+    /// Link everything in, so that the agent runs on any host (as in the container image and the VMs).
+    #[arg(long = "static")]
+    linked_statically: bool,
+}
+
+/// The target whose C library can be linked in.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+pub fn run(args: &Args) -> Result<()> {
+    let path = if args.linked_statically { static_agent()? } else { agent()? };
+    println!("{}", path.display());
+    Ok(())
+}
+
+/// The agent and the workloads, in target/release.
+pub fn agent() -> Result<PathBuf> {
+    prepare()?;
+    cargo_build(&["--package", "enforcer", "--package", "enforcer-rig"])?;
+    Ok(root().join("target/release/enforcer"))
+}
+
+/// The agent, linked statically.
+fn static_agent() -> Result<PathBuf> {
+    prepare()?;
+    run_static(&["build", "--package", "enforcer"])?;
+    Ok(root().join("target").join(TARGET).join("release/enforcer"))
+}
+
+/// What every build needs.
+pub fn prepare() -> Result<()> {
+    setup::toolchain()?;
+    setup::linker()
+}
+
+/// A cargo command for statically linked programs, in release.
+pub fn run_static(arguments: &[&str]) -> Result<()> {
+    programs::run(static_cargo(arguments).arg("--quiet"))
+}
+
+/// The same, not run yet.
+pub fn static_cargo(arguments: &[&str]) -> std::process::Command {
+    let mut command = cargo();
+    command.env("RUSTFLAGS", "-C target-feature=+crt-static").args(arguments).args(["--release", "--target", TARGET]);
+    command
+}
+
+fn cargo_build(packages: &[&str]) -> Result<()> {
+    println!("building the agent (some minutes the first time)");
+    programs::run(cargo().args(["build", "--release"]).args(packages))
+}

@@ -1,0 +1,172 @@
+//! Everything that was measured, and its medians.
+
+use serde_json::{Map, Value, json};
+
+use super::scene::{Be, Measured, Scene};
+
+/// The setting of a phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Alone,
+    Stock,
+    Enforced,
+}
+
+impl Phase {
+    pub const ALL: [Self; 3] = [Self::Alone, Self::Stock, Self::Enforced];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Alone => "alone",
+            Self::Stock => "stock",
+            Self::Enforced => "enforced",
+        }
+    }
+
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Alone => "LS alone",
+            Self::Stock => "LS + BE, stock weights",
+            Self::Enforced => "LS + BE, enforcer",
+        }
+    }
+}
+
+/// Of one antagonist: per phase, one measurement per round.
+#[derive(Clone, Debug)]
+pub struct Comparison {
+    pub be: Be,
+    pub phases: [Vec<Measured>; 3],
+}
+
+/// All of it.
+#[derive(Clone, Debug)]
+pub struct Results {
+    pub comparisons: Vec<Comparison>,
+    pub rounds: usize,
+    pub ls: &'static str,
+    pub rate: f64,
+    pub seconds: u32,
+    pub floor_cores: f64,
+}
+
+/// A median with the least and the greatest value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    pub median: f64,
+    pub min: f64,
+    pub max: f64,
+}
+
+impl Spread {
+    /// Of one value at least.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let middle = values.len() / 2;
+        let median =
+            if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) };
+        Self { median, min: values[0], max: values[values.len() - 1] }
+    }
+}
+
+impl Results {
+    pub fn new(scene: &Scene, rounds: usize) -> Self {
+        Self {
+            comparisons: Vec::new(),
+            rounds,
+            ls: scene.ls.name(),
+            rate: scene.rate,
+            seconds: scene.seconds,
+            floor_cores: f64::from(scene.floor_milli_cores) / 1000.0,
+        }
+    }
+
+    pub fn add(&mut self, be: Be, phase: Phase, measured: Measured) {
+        let place = self.comparisons.iter().position(|comparison| comparison.be == be);
+        let place = place.unwrap_or_else(|| {
+            self.comparisons.push(Comparison { be, phases: [Vec::new(), Vec::new(), Vec::new()] });
+            self.comparisons.len() - 1
+        });
+        self.comparisons[place].phases[phase as usize].push(measured);
+    }
+
+    /// The figures, under the keys that scripts rely on: `antagonists.<name>.<phase>.{ls_p50_us,ls_p99_us,be_cores,be_work}`.
+    pub fn to_json(&self) -> Value {
+        let antagonists: Map<String, Value> =
+            self.comparisons.iter().map(|comparison| (comparison.be.name().to_owned(), comparison.to_json())).collect();
+        json!({
+            "ls": self.ls,
+            "rate_hz": self.rate,
+            "rounds": self.rounds,
+            "seconds_per_phase": self.seconds,
+            "be_floor_cores": self.floor_cores,
+            "antagonists": antagonists,
+        })
+    }
+}
+
+impl Comparison {
+    pub fn spread(&self, phase: Phase, value: impl Fn(&Measured) -> f64) -> Spread {
+        Spread::of(self.phases[phase as usize].iter().map(value))
+    }
+
+    /// Of the distance between the client's p99 with stock weights and alone, how much is gone with the agent. `None`
+    /// where BE did no harm: there is nothing to close.
+    pub fn gap_closed(&self) -> Option<f64> {
+        let p99 = |phase| self.spread(phase, |run| run.client.p99_us).median;
+        let (alone, stock, enforced) = (p99(Phase::Alone), p99(Phase::Stock), p99(Phase::Enforced));
+        (stock > alone).then(|| (stock - enforced) / (stock - alone))
+    }
+
+    /// CPU time that BE has with the agent, of what it has with stock weights.
+    pub fn be_cpu_kept(&self) -> f64 {
+        let cores = |phase| self.spread(phase, |run| run.be_cores).median;
+        cores(Phase::Enforced) / cores(Phase::Stock)
+    }
+
+    fn to_json(&self) -> Value {
+        let mut phases: Map<String, Value> = Phase::ALL.iter().map(|&phase| (phase.name().to_owned(), self.phase(phase))).collect();
+        phases.insert("p99_gap_closed_ratio".into(), json!(self.gap_closed()));
+        phases.insert("be_cpu_kept_ratio".into(), json!(self.be_cpu_kept()));
+        phases.insert("be_work_unit".into(), json!(self.be.unit()));
+        Value::Object(phases)
+    }
+
+    fn phase(&self, phase: Phase) -> Value {
+        let spread = |value: fn(&Measured) -> f64| {
+            let Spread { median, min, max } = self.spread(phase, value);
+            (median, json!([min, max]))
+        };
+        let (p50, p50_range) = spread(|run| run.client.p50_us);
+        let (p99, p99_range) = spread(|run| run.client.p99_us);
+        let (cores, cores_range) = spread(|run| run.be_cores);
+        let runs = &self.phases[phase as usize];
+        let work = runs.iter().map(|run| run.be_work).collect::<Option<Vec<f64>>>().map(|work| Spread::of(work).median);
+        let in_kernel = runs.iter().map(|run| run.in_kernel_p99.map(|p99| p99.as_secs_f64() * 1e6)).collect::<Vec<_>>();
+        let slo = runs.iter().map(|run| run.slo.map(|slo| slo.as_secs_f64() * 1e6)).collect::<Vec<_>>();
+        json!({
+            "ls_p50_us": p50, "ls_p50_us_range": p50_range,
+            "ls_p99_us": p99, "ls_p99_us_range": p99_range,
+            "be_cores": cores, "be_cores_range": cores_range,
+            "be_work": if phase == Phase::Alone { Some(0.0) } else { work },
+            "be_cores_least_of_10s": runs.iter().map(|run| run.be_cores_min).fold(f64::INFINITY, f64::min),
+            "in_kernel_p99_us": in_kernel,
+            "slo_us": slo,
+            "agent_cores": Spread::of(runs.iter().map(|run| run.agent_cores)).median,
+            "agent_resident_bytes": runs.iter().map(|run| run.agent_resident_bytes).max(),
+            "explanations": runs.iter().map(|run| &run.explanation).collect::<Vec<_>>(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_median_of_an_even_number_lies_between_the_middle_two() {
+        assert_eq!(Spread::of([4.0, 1.0, 3.0, 2.0]), Spread { median: 2.5, min: 1.0, max: 4.0 });
+        assert_eq!(Spread::of([9.0, 1.0, 5.0]).median, 5.0);
+    }
+}

@@ -1,0 +1,449 @@
+//! One phase: the processes in their cgroups, and what is seen of them.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+use enforcer_rig::{
+    antagonist::Antagonist,
+    client,
+    process::{Process, exec_in, piped, workload},
+    protocol::Protocol,
+    sandbox::{Group, Sandbox},
+    work::Work,
+};
+use rustix::process::Signal;
+use serde::Deserialize;
+
+use super::results::Phase;
+use crate::{interrupt, programs::find};
+
+/// cpu.shares of the LS group: a pod that requests one CPU.
+const LS_SHARES: u32 = 1024;
+/// cpu.shares of kubelet's BestEffort directory.
+const BE_SHARES: u32 = 2;
+const SAMPLE: Duration = Duration::from_millis(500);
+/// Until a server listens or an agent is ready.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The latency-sensitive server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Ls {
+    /// The rig's own: 5,000 random steps through 16 MiB per request.
+    Builtin,
+    Redis,
+    Nginx,
+}
+
+impl Ls {
+    /// About a third of two CPUs for the builtin server.
+    pub const fn default_rate(self) -> f64 {
+        match self {
+            Self::Builtin => 850.0,
+            Self::Redis | Self::Nginx => 5_000.0,
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Builtin => "builtin",
+            Self::Redis => "redis",
+            Self::Nginx => "nginx",
+        }
+    }
+
+    const fn protocol(self) -> Protocol {
+        match self {
+            Self::Builtin => Protocol::Echo,
+            Self::Redis => Protocol::Redis,
+            Self::Nginx => Protocol::Http,
+        }
+    }
+}
+
+/// The best-effort work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Be {
+    Builtin(Antagonist),
+    StressNg,
+}
+
+impl ValueEnum for Be {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[
+            Self::Builtin(Antagonist::MemoryStream),
+            Self::Builtin(Antagonist::CpuSpin),
+            Self::Builtin(Antagonist::ForkStorm),
+            Self::StressNg,
+        ]
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        match self {
+            Self::Builtin(antagonist) => antagonist.to_possible_value(),
+            Self::StressNg => Some(clap::builder::PossibleValue::new("stress-ng").help("stress-ng's stream stressor")),
+        }
+    }
+}
+
+impl Be {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Builtin(Antagonist::MemoryStream) => "memory-stream",
+            Self::Builtin(Antagonist::CpuSpin) => "cpu-spin",
+            Self::Builtin(Antagonist::ForkStorm) => "fork-storm",
+            Self::StressNg => "stress-ng",
+        }
+    }
+
+    /// What one unit of its work is.
+    pub const fn unit(self) -> &'static str {
+        match self {
+            Self::Builtin(Antagonist::MemoryStream) => "MiB/s",
+            Self::Builtin(Antagonist::CpuSpin) => "million additions/s",
+            Self::Builtin(Antagonist::ForkStorm) => "processes/s",
+            Self::StressNg => "not counted",
+        }
+    }
+
+    /// The objective of the LS group, from what the probes saw in the phases alone and stock: one that stock weights
+    /// miss where BE is expected to hurt, one that they meet where it is not and squeezing would be a bug.
+    pub fn slo(self, in_kernel_p99: [Option<Duration>; 2]) -> Option<Duration> {
+        let [alone, stock] = in_kernel_p99;
+        match self {
+            Self::Builtin(Antagonist::CpuSpin) => Some(stock?.mul_f64(1.2)),
+            Self::Builtin(Antagonist::MemoryStream | Antagonist::ForkStorm) | Self::StressNg => {
+                Some(alone?.mul_f64(1.15))
+            }
+        }
+    }
+}
+
+/// What all phases have in common.
+#[derive(Clone, Debug)]
+pub struct Scene {
+    pub agent: PathBuf,
+    pub out: PathBuf,
+    pub ls: Ls,
+    pub rate: f64,
+    pub seconds: u32,
+    pub warm_up: u32,
+    pub floor_milli_cores: u32,
+}
+
+/// What was seen in one phase, the warm-up left out where not said otherwise.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    pub client: client::Report,
+    pub be_cores: f64,
+    /// Units per second, `None` where they are not counted.
+    pub be_work: Option<f64>,
+    /// The least that BE got in any ten seconds.
+    pub be_cores_min: f64,
+    /// p99 that the probes saw, warm-up included.
+    pub in_kernel_p99: Option<Duration>,
+    pub slo: Option<Duration>,
+    pub samples: Vec<Sample>,
+    /// The agent's own cost, in cores.
+    pub agent_cores: f64,
+    pub agent_resident_bytes: u64,
+    /// The last reason that the agent gave.
+    pub explanation: String,
+}
+
+/// Half a second, by the agent and by the kernel's accounts.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// After the measurement began; negative during the warm-up.
+    pub at_seconds: f64,
+    pub be_cores: f64,
+    pub limit_cores: Option<f64>,
+    /// Waiting time of LS per time, charged to BE.
+    pub blame: f64,
+}
+
+/// As much of `/v1/status` as is needed here.
+#[derive(Deserialize)]
+struct Status {
+    explanation: String,
+    uptime_seconds: f64,
+    groups: Vec<GroupStatus>,
+    agent_cpu_seconds: Option<f64>,
+    agent_resident_bytes: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct GroupStatus {
+    name: String,
+    requests: Option<DurationsStatus>,
+    blame_seconds_total: Vec<(String, f64)>,
+    limit_cores: Option<f64>,
+}
+
+#[derive(Deserialize)]
+struct DurationsStatus {
+    p99_seconds_total: Option<f64>,
+}
+
+impl Scene {
+    /// Runs one phase. `slo`: `None` only watches.
+    pub fn run(
+        &self,
+        be: Be,
+        phase: Phase,
+        slo: Option<Duration>,
+        seed: u64,
+        say: impl Fn(&str),
+    ) -> Result<Measured> {
+        interrupt::check()?;
+        let sandbox = Sandbox::new("enforcer-demo")?;
+        let ls_group = sandbox.group("ls", LS_SHARES)?;
+        let be_group = sandbox.group("be", BE_SHARES)?;
+        let (_server, address) = self.start_server(&ls_group)?;
+        let (mut agent, agent_address) = self.start_agent(&sandbox, slo)?;
+        let work_path = self.out.join("work");
+        fs::remove_file(&work_path).ok();
+        let work = Work::open(&work_path)?;
+        let _be = (phase != Phase::Alone).then(|| self.start_be(be, &be_group, &work_path)).transpose()?;
+
+        let mut client = self.client_command(address, seed)?;
+        let client = Process::start("the client", piped(&mut client))?;
+        let begun = Instant::now();
+        let mut watch = Watch { group: &be_group, work: &work, agent: agent_address, points: Vec::new() };
+        let total = Duration::from_secs(u64::from(self.seconds + self.warm_up));
+        while begun.elapsed() + SAMPLE / 2 < total {
+            interrupt::sleep(SAMPLE)?;
+            if !agent.is_running() {
+                bail!("the agent ended during the demo; its log is {}", self.out.join("agent.log").display());
+            }
+            watch.look(begun)?;
+        }
+        let client: client::Report = serde_json::from_str(&client.output()?)?;
+        let status = watch.status()?;
+        let measured = watch.measured(client, &status, slo, f64::from(self.warm_up));
+        let ended = agent.terminate(Duration::from_secs(5))?;
+        anyhow::ensure!(ended.success(), "the agent ended with {ended}");
+        check_restored(&be_group)?;
+        if phase == Phase::Enforced {
+            say(&format!("        why: {}", measured.explanation));
+        }
+        fs::remove_file(&work_path).ok();
+        Ok(measured)
+    }
+
+    fn start_server(&self, group: &Group) -> Result<(Process, SocketAddr)> {
+        let directories: Vec<PathBuf> = group.directories().collect();
+        if self.ls == Ls::Builtin {
+            let mut command = workload()?;
+            for directory in &directories {
+                command.arg("--cgroup").arg(directory);
+            }
+            let mut server = Process::start("the LS server", piped(command.arg("serve")))?;
+            let address = server.first_line()?.parse()?;
+            return Ok((server, address));
+        }
+        let port = free_port()?;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let program = self.ls.name().replace("redis", "redis-server");
+        let path = find(&program)
+            .with_context(|| format!("{program} is not installed: run `cargo xtask setup` as root"))?;
+        let mut command = exec_in(directories.iter().map(PathBuf::as_path), Signal::KILL, &path)?;
+        match self.ls {
+            Ls::Redis => command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]),
+            _ => command.args(["-p", path_text(&self.out)?, "-c", path_text(&self.nginx_configuration(port)?)?]),
+        };
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let server = Process::start(&program, &mut command)?;
+        wait_until(&format!("{program} listens"), || Ok(std::net::TcpStream::connect(address).is_ok()))?;
+        Ok((server, address))
+    }
+
+    fn nginx_configuration(&self, port: u16) -> Result<PathBuf> {
+        let path = self.out.join("nginx.conf");
+        let out = self.out.display();
+        let text = format!(
+            "daemon off; worker_processes 2; error_log {out}/nginx.log; pid {out}/nginx.pid;\n\
+             events {{ worker_connections 512; }}\n\
+             http {{ access_log off; keepalive_requests 1000000000; client_body_temp_path {out};\n\
+             proxy_temp_path {out}; fastcgi_temp_path {out}; uwsgi_temp_path {out}; scgi_temp_path {out};\n\
+             server {{ listen 127.0.0.1:{port}; location / {{ return 200 \"{}\"; }} }} }}\n",
+            "x".repeat(1000)
+        );
+        fs::write(&path, text)?;
+        Ok(path)
+    }
+
+    /// The agent enforces `slo`, or watches only.
+    fn start_agent(&self, sandbox: &Sandbox, slo: Option<Duration>) -> Result<(Process, SocketAddr)> {
+        let policy = self.out.join("policy.yaml");
+        let promise = slo.map_or(String::new(), |slo| {
+            format!("  slo: {{ requestLatency: {{ p99: {}us }} }}\n", slo.as_micros())
+        });
+        let text = format!(
+            "groups:\n- name: ls\n  class: LS\n  cgroups: [{path}/ls]\n{promise}\
+             - name: be\n  class: BE\n  cgroups: [{path}/be]\n  floor: {floor}m\n",
+            path = sandbox.path(),
+            floor = self.floor_milli_cores
+        );
+        fs::write(&policy, text)?;
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        let mut command = exec_in([], Signal::TERM, &self.agent)?;
+        command.args(["agent", "--policy", path_text(&policy)?, "--listen", &address.to_string()]);
+        command.args(["--state-dir", path_text(&self.out.join("state"))?]);
+        if slo.is_none() {
+            command.arg("--shadow");
+        }
+        let log = fs::File::options().create(true).append(true).open(self.out.join("agent.log"))?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let mut agent = Process::start("the agent", &mut command)?;
+        wait_until("the agent is ready", || {
+            if !agent.is_running() {
+                bail!("the agent does not start; its log is {}", self.out.join("agent.log").display());
+            }
+            let ready = minreq::get(format!("http://{address}/readyz")).with_timeout(1).send();
+            Ok(ready.is_ok_and(|answer| answer.status_code == 200))
+        })?;
+        Ok((agent, address))
+    }
+
+    fn start_be(&self, be: Be, group: &Group, work: &Path) -> Result<Process> {
+        let directories: Vec<PathBuf> = group.directories().collect();
+        let threads = std::thread::available_parallelism()?.to_string();
+        let mut command = match be {
+            Be::Builtin(antagonist) => {
+                let name = antagonist.to_possible_value().context("BUG: a hidden antagonist")?;
+                let mut command = workload()?;
+                for directory in &directories {
+                    command.arg("--cgroup").arg(directory);
+                }
+                command.args(["antagonist", name.get_name(), "--threads", &threads, "--work"]).arg(work);
+                command
+            }
+            Be::StressNg => {
+                let path = find("stress-ng").context("stress-ng is not installed: run `cargo xtask setup` as root")?;
+                let mut command = exec_in(directories.iter().map(PathBuf::as_path), Signal::KILL, &path)?;
+                command.args(["--stream", &threads, "--temp-path", path_text(&self.out)?, "--quiet"]);
+                command
+            }
+        };
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        Process::start(be.name(), &mut command)
+    }
+
+    fn client_command(&self, address: SocketAddr, seed: u64) -> Result<Command> {
+        let mut command = workload()?;
+        let protocol = self.ls.protocol().to_possible_value().context("BUG: a hidden protocol")?;
+        command.args(["load", "--real-time", "--to", &address.to_string(), "--protocol", protocol.get_name()]);
+        command.args(["--rate", &self.rate.to_string(), "--seconds", &self.seconds.to_string()]);
+        command.args(["--warm-up-seconds", &self.warm_up.to_string(), "--seed", &(seed + 1).to_string()]);
+        Ok(command)
+    }
+}
+
+/// Follows BE and the agent during a phase.
+struct Watch<'a> {
+    group: &'a Group,
+    work: &'a Work,
+    agent: SocketAddr,
+    points: Vec<Point>,
+}
+
+#[derive(Clone, Copy)]
+struct Point {
+    at_seconds: f64,
+    cpu_seconds: f64,
+    work: u64,
+    limit_cores: Option<f64>,
+    blame_seconds: f64,
+}
+
+impl Watch<'_> {
+    fn status(&self) -> Result<Status> {
+        let answer = minreq::get(format!("http://{}/v1/status", self.agent)).with_timeout(5).send();
+        Ok(answer.context("the agent does not answer")?.json()?)
+    }
+
+    fn look(&mut self, begun: Instant) -> Result<()> {
+        let status = self.status()?;
+        let group = |name: &str| status.groups.iter().find(|group| group.name == name);
+        let blame = group("ls").and_then(|ls| ls.blame_seconds_total.iter().find(|(culprit, _)| culprit == "be"));
+        self.points.push(Point {
+            at_seconds: begun.elapsed().as_secs_f64(),
+            cpu_seconds: self.group.cpu_time()?.as_secs_f64(),
+            work: self.work.done(),
+            limit_cores: group("be").and_then(|be| be.limit_cores),
+            blame_seconds: blame.map_or(0.0, |(_, seconds)| *seconds),
+        });
+        Ok(())
+    }
+
+    fn measured(&self, client: client::Report, status: &Status, slo: Option<Duration>, warm_up: f64) -> Measured {
+        let counted: Vec<&Point> = self.points.iter().filter(|point| point.at_seconds >= warm_up - 0.1).collect();
+        let (first, last) = (counted[0], counted[counted.len() - 1]);
+        let rate = |from: &Point, to: &Point| (to.cpu_seconds - from.cpu_seconds) / (to.at_seconds - from.at_seconds);
+        let work = (last.work - first.work) as f64 / (last.at_seconds - first.at_seconds);
+        let ls = status.groups.iter().find(|group| group.name == "ls");
+        let p99 = ls.and_then(|ls| ls.requests.as_ref()?.p99_seconds_total);
+        let samples = self.points.windows(2).map(|pair| Sample {
+            at_seconds: pair[1].at_seconds - warm_up,
+            be_cores: rate(&pair[0], &pair[1]),
+            limit_cores: pair[1].limit_cores,
+            blame: (pair[1].blame_seconds - pair[0].blame_seconds) / (pair[1].at_seconds - pair[0].at_seconds),
+        });
+        Measured {
+            client,
+            be_cores: rate(first, last),
+            be_work: (last.work > 0).then_some(work),
+            be_cores_min: least_of_ten_seconds(&counted, rate),
+            in_kernel_p99: p99.map(Duration::from_secs_f64),
+            slo,
+            samples: samples.collect(),
+            agent_cores: status.agent_cpu_seconds.unwrap_or(f64::NAN) / status.uptime_seconds,
+            agent_resident_bytes: status.agent_resident_bytes.unwrap_or_default(),
+            explanation: status.explanation.clone(),
+        }
+    }
+}
+
+/// The least mean over ten seconds, or over everything if that is shorter.
+fn least_of_ten_seconds(points: &[&Point], rate: impl Fn(&Point, &Point) -> f64) -> f64 {
+    let pairs = points.iter().enumerate().filter_map(|(index, from)| {
+        let to = points[index..].iter().find(|to| to.at_seconds - from.at_seconds >= 10.0)?;
+        Some(rate(from, to))
+    });
+    let least = pairs.fold(f64::INFINITY, f64::min);
+    if least.is_finite() { least } else { rate(points[0], points[points.len() - 1]) }
+}
+
+fn check_restored(be: &Group) -> Result<()> {
+    let limit = be.cpu_limit()?;
+    let is_free = limit.starts_with("-1 ") || limit.starts_with("max ");
+    anyhow::ensure!(is_free, "the agent left a limit behind on {}: {limit}", be.cpu_directory().display());
+    Ok(())
+}
+
+fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let until = Instant::now() + PATIENCE;
+    while !is_so()? {
+        if Instant::now() > until {
+            bail!("waited {} s in vain until {what}", PATIENCE.as_secs());
+        }
+        interrupt::sleep(Duration::from_millis(20))?;
+    }
+    Ok(())
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+fn path_text(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
+}
