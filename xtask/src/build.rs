@@ -46,6 +46,13 @@ pub fn prepare() -> Result<()> {
     setup::linker()
 }
 
+/// Lets build scripts other than the agent's find bpf-linker.
+pub fn with_linker(command: &mut std::process::Command) -> Result<&mut std::process::Command> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::iter::once(setup::linker_directory()?).chain(std::env::split_paths(&path)))?;
+    Ok(command.env("PATH", path))
+}
+
 /// A cargo command for statically linked programs, in release.
 pub fn run_static(arguments: &[&str]) -> Result<()> {
     programs::run(static_cargo(arguments).arg("--quiet"))

@@ -75,6 +75,11 @@ pub fn linker() -> Result<()> {
         .context("bpf-linker could not be built; it needs a C linker such as gcc")
 }
 
+/// Where bpf-linker is.
+pub fn linker_directory() -> Result<std::path::PathBuf> {
+    Ok(cache()?.join(format!("bpf-linker-{LINKER}/bin")))
+}
+
 /// Debian packages that are not there yet. Needs root only if some are not.
 pub fn packages(packages: &[Package]) -> Result<()> {
     let missing: Vec<&str> =

@@ -1,6 +1,6 @@
 //! From directories and counters to snapshots and the ledger.
 
-use std::{collections::HashMap, fs::File, time::Duration};
+use std::{collections::HashMap, fs::File, path::Path, time::Duration};
 
 use enforcer_ebpf::{
     histogram::{BUCKETS, Histogram},
@@ -20,8 +20,11 @@ use crate::{
     signal::{histogram::Counts, tally::Tally},
 };
 
-/// A directory that ran within this time counts as running.
+/// A directory that ran within this time counts as running and is looked at in every tick.
 const RUNNING: Duration = Duration::from_secs(5);
+/// One of so many idle directories is looked at in a tick. One that starts to run is noticed at once all the same, by
+/// the CPUs' memory of what ran last.
+const IDLE_SHARE: u32 = 10;
 
 /// Counts for every directory of the policy.
 #[derive(Debug)]
@@ -29,11 +32,14 @@ pub struct Meter {
     counters: Counters,
     slots: SlotTable,
     groups: Vec<Group>,
-    directories: HashMap<Directory, Counted>,
+    /// By slot.
+    counted: Vec<Option<Counted>>,
+    places: HashMap<Directory, u32>,
     /// Directories that found no slot, tried again when one may be free.
     uncounted: Vec<Directory>,
     running: Running,
     taken_at: Duration,
+    ticks: u32,
     /// Reused: the differences of one histogram.
     fresh: Counts,
 }
@@ -48,7 +54,8 @@ struct Group {
     requests: RequestTotals,
     requests_reported: RequestTotals,
     request_histogram: Histogram,
-    blame_ns: Vec<u64>,
+    /// Per culprit column, as far as it is known to be more than zero.
+    blame_ns: HashMap<u32, u64>,
     /// Since the last report.
     waits: WaitTotals,
     wait_counts: Counts,
@@ -57,6 +64,7 @@ struct Group {
 /// A directory with a slot.
 #[derive(Debug)]
 struct Counted {
+    directory: Directory,
     slot: u32,
     totals: WaitTotals,
     /// The totals when the histogram was read last.
@@ -80,7 +88,6 @@ impl Meter {
                 next_victim += 1;
                 counters.set_objective(victim, objective(group.slo));
             }
-            let blame = if victim == NO_VICTIM { 0 } else { FIRST_CULPRIT as usize + policy.groups.len() };
             groups.push(Group {
                 class: group.class,
                 slo: group.slo,
@@ -89,7 +96,7 @@ impl Meter {
                 requests: RequestTotals::default(),
                 requests_reported: RequestTotals::default(),
                 request_histogram: [0; BUCKETS],
-                blame_ns: vec![0; blame],
+                blame_ns: HashMap::new(),
                 waits: WaitTotals::default(),
                 wait_counts: Counts::default(),
             });
@@ -98,16 +105,18 @@ impl Meter {
             counters,
             slots,
             groups,
-            directories: HashMap::new(),
+            counted: Vec::new(),
+            places: HashMap::new(),
             uncounted: Vec::new(),
             running: Running::default(),
             taken_at: Duration::ZERO,
+            ticks: 0,
             fresh: Counts::default(),
         }
     }
 
-    /// Counts a directory from now on.
-    pub fn appeared(&mut self, directory: Directory, now: Duration, probes: &mut Probes, path: &std::path::Path) {
+    /// Counts a directory from now on. `path` is its absolute one.
+    pub fn appeared(&mut self, directory: Directory, now: Duration, probes: &mut Probes, path: &Path) {
         let group = &self.groups[directory.group.0];
         let key = directory.hierarchy.key(directory.inode);
         let allotted =
@@ -124,7 +133,13 @@ impl Meter {
         };
         let serves = group.class == Class::LS && directory.hierarchy == Hierarchy::V2 && directory.is_top;
         let requests = if serves { attach(probes, path) } else { None };
-        let counted = Counted {
+        let index = slot as usize;
+        if self.counted.len() <= index {
+            self.counted.resize_with(index + 1, || None);
+        }
+        self.places.insert(directory.clone(), slot);
+        self.counted[index] = Some(Counted {
+            directory,
             slot,
             totals: WaitTotals::default(),
             reported: WaitTotals::default(),
@@ -132,19 +147,17 @@ impl Meter {
             unfinished_ns: 0,
             ran_at: None,
             requests,
-        };
-        self.directories.insert(directory, counted);
+        });
     }
 
     /// Takes a last reading of a directory and forgets it.
     pub fn vanished(&mut self, directory: &Directory, now: Duration) {
         self.uncounted.retain(|uncounted| uncounted != directory);
-        if let Some(mut counted) = self.directories.remove(directory) {
-            let group = &mut self.groups[directory.group.0];
-            counted.read(&self.counters, &self.running, now);
-            counted.report(&self.counters, group);
-            self.slots.release(directory.hierarchy.key(directory.inode), now);
-        }
+        let Some(slot) = self.places.remove(directory) else { return };
+        let mut counted = self.counted[slot as usize].take().expect("BUG: a place without a directory");
+        counted.read(&self.counters, &self.running, now);
+        counted.report(&self.counters, &mut self.groups[directory.group.0]);
+        self.slots.release(directory.hierarchy.key(directory.inode), now);
     }
 
     /// Directories that may find a slot now that others went.
@@ -159,10 +172,11 @@ impl Meter {
 
     /// Directories of a group in a hierarchy, and whether each ran lately.
     pub fn directories_of(&self, group: GroupId, hierarchy: Hierarchy) -> impl Iterator<Item = (&Directory, bool)> {
-        let of_group = move |directory: &Directory| directory.group == group && directory.hierarchy == hierarchy;
-        self.directories.iter().filter(move |(directory, _)| of_group(directory)).map(|(directory, counted)| {
-            (directory, counted.ran_at.is_some_and(|at| self.taken_at < at + RUNNING))
-        })
+        let of_group = move |counted: &&Counted| {
+            counted.directory.group == group && counted.directory.hierarchy == hierarchy
+        };
+        let all = self.counted.iter().flatten().filter(of_group);
+        all.map(|counted| (&counted.directory, counted.runs(self.taken_at)))
     }
 
     /// Directories of the same hierarchy below one.
@@ -181,12 +195,25 @@ impl Meter {
         into.groups.clear();
         into.groups.resize(self.groups.len(), GroupSnapshot::default());
         self.counters.running(&mut self.running);
-        for (directory, counted) in &mut self.directories {
+        for &slot in self.running.recent() {
+            if let Some(Some(counted)) = self.counted.get_mut(slot as usize) {
+                counted.ran_at = Some(now);
+            }
+        }
+        self.ticks = self.ticks.wrapping_add(1);
+        let turn = self.ticks % IDLE_SHARE;
+        for counted in self.counted.iter_mut().flatten() {
+            let group = &mut into.groups[counted.directory.group.0];
+            let cpu_cores = group.cpu_cores.get_or_insert_default();
+            let objective = self.groups[counted.directory.group.0].slo.run_queue_wait_p99;
+            let waits = objective.map(|_| group.waits.get_or_insert_default());
+            if !counted.runs(now) && counted.slot % IDLE_SHARE != turn {
+                continue;
+            }
             let new = counted.read(&self.counters, &self.running, now);
-            let group = &mut into.groups[directory.group.0];
-            *group.cpu_cores.get_or_insert_default() += new.on_cpu_ns as f64 / elapsed_ns.max(1.0);
-            if self.groups[directory.group.0].slo.run_queue_wait_p99.is_some() {
-                *group.waits.get_or_insert_default() += Tally { total: new.waits, slow: new.slow };
+            *cpu_cores += new.on_cpu_ns as f64 / elapsed_ns.max(1.0);
+            if let Some(waits) = waits {
+                *waits += Tally { total: new.waits, slow: new.slow };
             }
         }
         for (group, snapshot) in self.groups.iter_mut().zip(&mut into.groups) {
@@ -201,31 +228,33 @@ impl Meter {
 
     /// Adds everything counted since the last report to the ledger.
     pub fn report(&mut self, ledger: &mut Ledger) {
-        for (directory, counted) in &mut self.directories {
-            counted.report(&self.counters, &mut self.groups[directory.group.0]);
-        }
         for group in &mut ledger.groups {
             (group.cgroups, group.cgroups_uncounted) = (0, 0);
         }
-        for directory in self.directories.keys() {
-            ledger.groups[directory.group.0].cgroups += 1;
+        for counted in self.counted.iter_mut().flatten() {
+            let group = counted.directory.group.0;
+            counted.report(&self.counters, &mut self.groups[group]);
+            ledger.groups[group].cgroups += 1;
         }
         for directory in &self.uncounted {
             ledger.groups[directory.group.0].cgroups_uncounted += 1;
         }
         for (group, entry) in self.groups.iter_mut().zip(&mut ledger.groups) {
             let waits = std::mem::take(&mut group.waits);
-            entry.cpu.add(Duration::from_nanos(waits.on_cpu_ns));
+            entry.cpu.add_ns(waits.on_cpu_ns);
             entry.switches += waits.switches;
             if waits.waits > 0 {
                 let tally = Tally { total: waits.waits, slow: waits.slow };
                 entry.waits.add(&group.wait_counts, Duration::from_nanos(waits.wait_ns), tally);
                 group.wait_counts.clear();
-                for (culprit, (last_ns, blame)) in group.blame_ns.iter_mut().zip(&mut entry.blame).enumerate() {
-                    let culprit = u32::try_from(culprit).expect("columns are few");
+            }
+            if waits.waits > 0 && group.victim != NO_VICTIM {
+                for culprit in self.counters.culprits() {
                     let blame_ns = self.counters.blame_ns(group.victim, culprit);
-                    blame.add(Duration::from_nanos(blame_ns - *last_ns));
-                    *last_ns = blame_ns;
+                    if blame_ns > 0 {
+                        let last_ns = group.blame_ns.insert(culprit, blame_ns).unwrap_or_default();
+                        entry.blame.entry(culprit).or_default().add_ns(blame_ns - last_ns);
+                    }
                 }
             }
             if let Some(durations) = &mut entry.requests {
@@ -248,10 +277,17 @@ impl Meter {
 }
 
 impl Counted {
+    fn runs(&self, now: Duration) -> bool {
+        self.ran_at.is_some_and(|at| now < at + RUNNING)
+    }
+
     /// What was counted since the last reading.
     fn read(&mut self, counters: &Counters, running: &Running, now: Duration) -> WaitTotals {
-        let totals = counters.wait(self.slot);
         let unfinished_ns = running.unfinished_ns(self.slot);
+        if counters.switches(self.slot) == self.totals.switches && unfinished_ns == self.unfinished_ns {
+            return WaitTotals::default();
+        }
+        let totals = counters.wait(self.slot);
         let mut new = totals.since(&self.totals);
         // A task that no switch interrupts is on the CPU all the same. Counted once: what was added early is taken off
         // when the switch comes.
@@ -276,13 +312,13 @@ impl Counted {
     }
 }
 
-fn attach(probes: &mut Probes, path: &std::path::Path) -> Option<RequestLinks> {
+fn attach(probes: &mut Probes, path: &Path) -> Option<RequestLinks> {
     if probes.request_latency_missing.is_some() {
         return None;
     }
-    let attached = File::open(path).map_err(|err| err.to_string()).and_then(|directory| {
-        probes.attach_request_latency(&directory).map_err(|err| err.to_string())
-    });
+    let attached = File::open(path)
+        .map_err(|err| err.to_string())
+        .and_then(|directory| probes.attach_request_latency(&directory).map_err(|err| err.to_string()));
     attached
         .inspect_err(|err| tracing::warn!(cgroup = %path.display(), "requests of this cgroup are not measured: {err}"))
         .ok()

@@ -7,7 +7,7 @@ use std::{
 
 use enforcer_ebpf::{
     histogram::{BUCKETS, Histogram},
-    layout::{Cpu, Drop, Objective, Requests, SEGMENTS, Segment, Wait},
+    layout::{Cpu, Drop, FIRST_SLOT, Objective, Place, Requests, SEGMENTS, Segment, Wait},
 };
 
 use super::{mapped::MappedArray, support::Sizes};
@@ -53,18 +53,24 @@ pub struct RequestTotals {
     pub slow: u64,
 }
 
-/// What runs now: which slot on which CPU since when, and about what time it is.
+/// What runs now and ran lately, by the CPUs' own memory. Costs a few loads per CPU, however many cgroups there are.
 #[derive(Clone, Debug, Default)]
 pub struct Running {
-    /// Per CPU: slot and the time it got the CPU.
-    segments: Vec<(u32, u64)>,
-    now_ns: u64,
+    /// Slots in the CPUs' last segments, each CPU's current one included; repeated and in no order.
+    recent: Vec<u32>,
+    /// Of the current segments: slot and time that no switch has accounted for yet.
+    unfinished: Vec<(u32, u64)>,
 }
 
 impl Running {
+    /// Slots that ran lately. A cgroup that runs much is here for certain, one that runs rarely may be missing.
+    pub fn recent(&self) -> &[u32] {
+        &self.recent
+    }
+
     /// Time on the CPU that `on_cpu_ns` does not hold yet, because no switch has ended it.
     pub fn unfinished_ns(&self, slot: u32) -> u64 {
-        self.segments.iter().filter(|(running, _)| *running == slot).map(|(_, since)| self.now_ns - since).sum()
+        self.unfinished.iter().filter(|(running, _)| *running == slot).map(|(_, ns)| ns).sum()
     }
 }
 
@@ -147,25 +153,45 @@ impl Counters {
         self.per_cpu(&self.blame, row, victim * self.sizes.culprits + culprit).map(|words| words[0].load(Relaxed)).sum()
     }
 
+    /// All culprit columns.
+    pub const fn culprits(&self) -> std::ops::Range<u32> {
+        0..self.sizes.culprits
+    }
+
     /// Events that the probes could not count, by cause.
     pub fn drops(&self, cause: Drop) -> u64 {
         let causes = Drop::ALL.len() as u32;
         self.per_cpu(&self.drops, causes, cause as u32).map(|words| words[0].load(Relaxed)).sum()
     }
 
+    /// Times that tasks of a slot were put on a CPU. One load per CPU: tells cheaply whether there is anything new.
+    pub fn switches(&self, slot: u32) -> u64 {
+        let per_cpu = self.per_cpu(&self.waits, self.sizes.slots, slot);
+        per_cpu.map(|words| words[offset_of!(Wait, switches) / 8].load(Relaxed)).sum()
+    }
+
     /// What runs now. Time is the youngest segment's start: the caller itself was just switched to, so that is right
     /// within the caller's own run time and needs no conversion between clocks.
     pub fn running(&self, into: &mut Running) {
-        into.segments.clear();
+        into.recent.clear();
+        into.unfinished.clear();
         for cpu in 0..self.sizes.cpus as usize {
             let words = self.cpus.element(cpu);
             let head = words[offset_of!(Cpu, head) / 8].load(Relaxed) as usize % SEGMENTS;
-            let segment = (offset_of!(Cpu, segments) + head * size_of::<Segment>()) / 8;
-            let since_ns = words[segment + offset_of!(Segment, since_ns) / 8].load(Relaxed);
-            let place = words[segment + offset_of!(Segment, place) / 8].load(Relaxed);
-            into.segments.push((enforcer_ebpf::layout::Place(place).slot(), since_ns));
+            for segment in 0..SEGMENTS {
+                let at = (offset_of!(Cpu, segments) + segment * size_of::<Segment>()) / 8;
+                let slot = Place(words[at + offset_of!(Segment, place) / 8].load(Relaxed)).slot();
+                into.recent.push(slot);
+                if segment == head {
+                    into.unfinished.push((slot, words[at + offset_of!(Segment, since_ns) / 8].load(Relaxed)));
+                }
+            }
         }
-        into.now_ns = into.segments.iter().map(|(_, since)| *since).max().unwrap_or_default();
+        let now_ns = into.unfinished.iter().map(|(_, since_ns)| *since_ns).max().unwrap_or_default();
+        into.unfinished.retain_mut(|(slot, time_ns)| {
+            *time_ns = now_ns - *time_ns;
+            *slot >= FIRST_SLOT
+        });
     }
 
     /// Sets what counts as slow for a victim.

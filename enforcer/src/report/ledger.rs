@@ -2,7 +2,7 @@
 //!
 //! The loop adds to it once a second; the HTTP server reads it. Neither waits for the other for long.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use enforcer_ebpf::layout::{CULPRIT_IDLE, CULPRIT_OTHER, CULPRIT_UNATTRIBUTED, Drop, FIRST_CULPRIT};
 
@@ -60,30 +60,36 @@ impl Durations {
 
     fn turn(&mut self) {
         self.recent.swap(0, 1);
-        self.recent[0].counts.clear();
-        self.recent[0].tally = Tally::default();
+        // Most groups of a large node are idle.
+        if self.recent[0].tally.total > 0 {
+            self.recent[0] = Recent::default();
+        }
     }
 }
 
 /// CPU time or blame: all since the start, and the recent one.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Time {
-    pub total: Duration,
-    recent: [Duration; 2],
+    total_ns: u64,
+    recent_ns: [u64; 2],
 }
 
 impl Time {
-    pub fn add(&mut self, time: Duration) {
-        self.total += time;
-        self.recent[0] += time;
+    pub const fn add_ns(&mut self, ns: u64) {
+        self.total_ns += ns;
+        self.recent_ns[0] += ns;
     }
 
-    pub fn recent(&self) -> Duration {
-        self.recent[0] + self.recent[1]
+    pub const fn total(&self) -> Duration {
+        Duration::from_nanos(self.total_ns)
     }
 
-    fn turn(&mut self) {
-        self.recent = [Duration::ZERO, self.recent[0]];
+    pub const fn recent(&self) -> Duration {
+        Duration::from_nanos(self.recent_ns[0] + self.recent_ns[1])
+    }
+
+    const fn turn(&mut self) {
+        self.recent_ns = [0, self.recent_ns[0]];
     }
 }
 
@@ -102,8 +108,8 @@ pub struct GroupLedger {
     pub waits: Durations,
     /// `None`: not measured, see [`Ledger::request_latency_missing`]; or BE.
     pub requests: Option<Durations>,
-    /// Time waited, by culprit column.
-    pub blame: Vec<Time>,
+    /// Time waited, by culprit column; only those that ever made it wait.
+    pub blame: BTreeMap<u32, Time>,
     /// The limit in force by enforcer, of the whole group.
     pub limit: Option<CpuLimit>,
     /// Time under a limit of enforcer's.
@@ -146,7 +152,6 @@ impl Ledger {
         wait_source: WaitSource,
         request_latency_missing: Option<String>,
     ) -> Self {
-        let culprits = FIRST_CULPRIT as usize + policy.groups.len();
         let group = |group: &crate::policy::Group| {
             let is_ls = group.class == Class::LS;
             GroupLedger {
@@ -160,7 +165,7 @@ impl Ledger {
                 switches: 0,
                 waits: Durations::default(),
                 requests: (is_ls && request_latency_missing.is_none()).then(Durations::default),
-                blame: if is_ls { vec![Time::default(); culprits] } else { Vec::new() },
+                blame: BTreeMap::new(),
                 limit: None,
                 limited: Duration::ZERO,
             }
@@ -217,7 +222,7 @@ impl Ledger {
             if let Some(requests) = &mut group.requests {
                 requests.turn();
             }
-            group.blame.iter_mut().for_each(Time::turn);
+            group.blame.values_mut().for_each(Time::turn);
         }
     }
 
@@ -227,12 +232,12 @@ impl Ledger {
     }
 
     /// The name of a culprit column. Groups cannot have these names: they contain no parentheses.
-    pub fn culprit(&self, column: usize) -> &str {
-        match u32::try_from(column).expect("columns are few") {
+    pub fn culprit(&self, column: u32) -> &str {
+        match column {
             CULPRIT_OTHER => "(other)",
             CULPRIT_IDLE => "(idle)",
             CULPRIT_UNATTRIBUTED => "(unattributed)",
-            _ => &self.groups[column - FIRST_CULPRIT as usize].name,
+            _ => &self.groups[(column - FIRST_CULPRIT) as usize].name,
         }
     }
 }

@@ -127,7 +127,7 @@ fn groups(ledger: &Ledger) -> Vec<MetricFamily> {
             "Cgroups of a group that found no slot and count as other",
             each(|group| Some(group.cgroups_uncounted as f64)),
         ),
-        counter("enforcer_cpu_seconds_total", "CPU time of a group", each(|group| Some(group.cpu.total.as_secs_f64()))),
+        counter("enforcer_cpu_seconds_total", "CPU time of a group", each(|group| Some(group.cpu.total().as_secs_f64()))),
         counter("enforcer_context_switches_total", "Times that a task of a group got a CPU", each(|group| Some(group.switches as f64))),
         durations(
             "enforcer_run_queue_wait_seconds",
@@ -180,10 +180,9 @@ fn objectives(group: &GroupLedger) -> impl Iterator<Item = Metric> {
 /// Only pairs that ever occurred: victims times culprits would be too many series.
 fn blame(ledger: &Ledger) -> impl Iterator<Item = Metric> {
     ledger.groups.iter().flat_map(move |victim| {
-        let culprits = victim.blame.iter().enumerate().filter(|(_, time)| !time.total.is_zero());
-        culprits.map(move |(column, time)| {
+        victim.blame.iter().map(move |(&column, time)| {
             let labels = [("victim", victim.name.as_str()), ("culprit", ledger.culprit(column))];
-            sample(labels, time.total.as_secs_f64())
+            sample(labels, time.total().as_secs_f64())
         })
     })
 }

@@ -17,10 +17,10 @@ use crate::protocol::ECHO_BYTES;
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Cost {
     /// Random steps through memory per request.
-    #[arg(long, default_value_t = 5_000)]
+    #[arg(long, default_value_t = 6_000)]
     pub steps: u32,
     /// Memory that the steps lead through, in MiB.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 8)]
     pub memory_mib: usize,
     /// Computing per request, in microseconds.
     #[arg(long, default_value_t = 0)]

@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The latency-sensitive server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Ls {
-    /// The rig's own: 5,000 random steps through 16 MiB per request.
+    /// The rig's own: 6,000 random steps through 8 MiB per request.
     Builtin,
     Redis,
     Nginx,
