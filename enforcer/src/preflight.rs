@@ -1,9 +1,6 @@
 //! What this kernel and host offer, and what the agent will therefore do.
 
-use std::{
-    fmt, fs,
-    path::{Path, PathBuf},
-};
+use std::{fmt, fs, path::Path};
 
 use rustix::process::geteuid;
 use serde::Serialize;
@@ -219,10 +216,6 @@ fn describe(mounts: &Mounts) -> String {
 
 /// What could squeeze BE, weakest first.
 fn levers(mounts: &Mounts) -> Vec<Finding> {
-    let cpu = mounts.point(mounts.cpu_hierarchy());
-    let v2 = mounts.v2.as_deref();
-    let in_v2 = |file: &str| v2.is_some_and(|point| exists_below(point, file));
-    let quota = if mounts.v1_cpu.is_some() { "cpu.cfs_quota_us" } else { "cpu.max" };
     let lever = |topic, is_there: bool, file: &str, cure: &str| {
         if is_there {
             good(topic, file.to_owned())
@@ -230,38 +223,44 @@ fn levers(mounts: &Mounts) -> Vec<Finding> {
             lacking(topic, &format!("no {file}"), cure.to_owned())
         }
     };
-    let cpuset = mounts
-        .v1_cpu
-        .as_ref()
-        .map_or_else(|| in_v2("cpuset.cpus"), |point| point.parent().is_some_and(|root| root.join("cpuset/cpuset.cpus").exists()));
-    let needs_v2_memory = "boot with cgroup v2 only (systemd.unified_cgroup_hierarchy=1)";
+    let v2 = mounts.v2.as_deref();
+    let in_v2 = |controller: &str| v2.is_some_and(|root| is_enabled(root, controller));
+    let (cpu, cpuset) = match &mounts.v1_cpu {
+        // A controller that is mounted is enabled in every directory.
+        Some(v1_cpu) => (true, v1_cpu.parent().is_some_and(|root| root.join("cpuset/cpuset.cpus").exists())),
+        None => (in_v2("cpu"), in_v2("cpuset")),
+    };
+    let quota = if mounts.v1_cpu.is_some() { "cpu.cfs_quota_us" } else { "cpu.max" };
+    let enable = |controller| {
+        format!("enable it for all directories: echo +{controller} > cgroup.subtree_control, from the root down")
+    };
+    let memory_cure = match mounts.layout() {
+        Layout::V2 => enable("memory"),
+        Layout::Hybrid | Layout::V1 => {
+            "the memory controller is on v1, which has no such file: boot with systemd.unified_cgroup_hierarchy=1".to_owned()
+        }
+    };
     vec![
-        lever("lever: cpu.idle", exists_below(cpu, "cpu.idle"), "cpu.idle", "use Linux 5.15 or newer"),
-        lever(
-            "lever: cpu quota",
-            exists_below(cpu, quota),
-            quota,
-            "enable it: echo +cpu > cgroup.subtree_control, from the root down; and CONFIG_CFS_BANDWIDTH=y",
-        ),
-        lever("lever: cpuset", cpuset, "cpuset.cpus", "enable it: echo +cpuset > cgroup.subtree_control"),
-        lever("lever: memory", in_v2("memory.high"), "memory.high", needs_v2_memory),
-        lever("lever: reclaim", in_v2("memory.reclaim"), "memory.reclaim", "use cgroup v2 and Linux 5.19 or newer"),
+        lever("lever: cpu.idle", cpu && is_linux(5, 15), "cpu.idle", "use Linux 5.15 or newer"),
+        lever("lever: cpu quota", cpu, quota, &enable("cpu")),
+        lever("lever: cpuset", cpuset, "cpuset.cpus", &enable("cpuset")),
+        lever("lever: memory", in_v2("memory"), "memory.high", &memory_cure),
+        lever("lever: reclaim", in_v2("memory") && is_linux(5, 19), "memory.reclaim", &memory_cure),
         // Part of every v2 directory but the root, controllers or not.
         lever("lever: freeze", v2.is_some() && is_linux(5, 2), "cgroup.freeze", "use cgroup v2 and Linux 5.2 or newer"),
     ]
+}
+
+/// Whether directories right below the root of the v2 hierarchy have a controller's files.
+fn is_enabled(root: &Path, controller: &str) -> bool {
+    let enabled = fs::read_to_string(root.join("cgroup.subtree_control")).unwrap_or_default();
+    enabled.split_whitespace().any(|name| name == controller)
 }
 
 fn is_linux(major: u32, minor: u32) -> bool {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or_default());
     (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default()) >= (major, minor)
-}
-
-/// Whether some directory right below a mount point has the file. The root itself has few of them.
-fn exists_below(mount: &Path, file: &str) -> bool {
-    let directories = fs::read_dir(mount).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut directories = directories.filter(|path: &PathBuf| path.is_dir());
-    directories.any(|directory| directory.join(file).exists()) || mount.join(file).exists()
 }
 
 /// Verifier logs are thousands of lines long, and the last one says why.

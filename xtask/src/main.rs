@@ -67,6 +67,6 @@ fn run(command: Command) -> Result<()> {
         Command::Test(args) => test::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Bench(args) => bench::run(&args),
-        Command::Lint => lint::run(),
+        Command::Lint => lint::run_all(),
     }
 }

@@ -5,11 +5,7 @@
 //! calls that the group makes itself do not count. Repeated segments are recognised by their sequence numbers.
 
 use aya_ebpf::{
-    bindings::{
-        BPF_F_CURRENT_NETNS, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_tuple,
-        bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as TupleV4,
-        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as TupleV6,
-    },
+    bindings::{BPF_F_CURRENT_NETNS, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::{bpf_sk_fullsock, bpf_sk_lookup_tcp, bpf_sk_release, bpf_sk_storage_get, bpf_skb_cgroup_id},
     macros::cgroup_skb,
     programs::SkBuffContext,
@@ -187,39 +183,43 @@ fn victim_of(ctx: &SkBuffContext) -> u32 {
 /// remote port 0, which no connection has, falls through to the listener.
 #[inline(always)]
 fn is_served(ctx: &SkBuffContext, segment: &Segment, direction: Direction) -> bool {
-    let local_port_at = match direction {
-        Direction::In => segment.tcp_offset + 2,
-        Direction::Out => segment.tcp_offset,
-    };
-    let Ok(local_port) = ctx.load::<u16>(local_port_at) else { return false };
-    let (tuple, bytes) = if segment.ipv6 {
-        let (remote_at, local_at) = match direction {
-            Direction::In => (8, 24),
-            Direction::Out => (24, 8),
-        };
-        let Ok(saddr) = ctx.load::<[u32; 4]>(remote_at) else { return false };
-        let Ok(daddr) = ctx.load::<[u32; 4]>(local_at) else { return false };
-        let ipv6 = TupleV6 { saddr, daddr, sport: 0, dport: local_port };
-        (bpf_sock_tuple__bindgen_ty_1 { ipv6 }, size_of::<TupleV6>())
-    } else {
-        let (remote_at, local_at) = match direction {
-            Direction::In => (12, 16),
-            Direction::Out => (16, 12),
-        };
-        let Ok(saddr) = ctx.load::<u32>(remote_at) else { return false };
-        let Ok(daddr) = ctx.load::<u32>(local_at) else { return false };
-        let ipv4 = TupleV4 { saddr, daddr, sport: 0, dport: local_port };
-        (bpf_sock_tuple__bindgen_ty_1 { ipv4 }, size_of::<TupleV4>())
-    };
-    let mut tuple = bpf_sock_tuple { __bindgen_anon_1: tuple };
+    let Some(mut tuple) = Tuple::of(ctx, segment, direction) else { return false };
     let netns = BPF_F_CURRENT_NETNS as i64 as u64;
-    // SAFETY: the tuple is on the stack and `bytes` long; a socket that is found is released at once.
+    // SAFETY: the tuple is on the stack and as long as said; a socket that is found is released at once.
     unsafe {
-        let listener = bpf_sk_lookup_tcp(ctx.skb.skb.cast(), &raw mut tuple, bytes as u32, netns, 0);
+        let words = (&raw mut tuple.words).cast();
+        let listener = bpf_sk_lookup_tcp(ctx.skb.skb.cast(), words, tuple.bytes, netns, 0);
         if listener.is_null() {
             return false;
         }
         bpf_sk_release(listener.cast());
     }
     true
+}
+
+/// A `struct bpf_sock_tuple`: remote address, local address, remote and local port, all in network order. Written as
+/// words because a union of two lengths has bytes that older verifiers call uninitialised.
+struct Tuple {
+    words: [u32; 9],
+    bytes: u32,
+}
+
+impl Tuple {
+    #[inline(always)]
+    fn of(ctx: &SkBuffContext, segment: &Segment, direction: Direction) -> Option<Self> {
+        let incoming = matches!(direction, Direction::In);
+        let local_port_at = segment.tcp_offset + if incoming { 2 } else { 0 };
+        let ports = (ctx.load::<u16>(local_port_at).ok()? as u32) << 16;
+        if segment.ipv6 {
+            let (remote_at, local_at) = if incoming { (8, 24) } else { (24, 8) };
+            let remote = ctx.load::<[u32; 4]>(remote_at).ok()?;
+            let local = ctx.load::<[u32; 4]>(local_at).ok()?;
+            let words =
+                [remote[0], remote[1], remote[2], remote[3], local[0], local[1], local[2], local[3], ports];
+            return Some(Self { words, bytes: 36 });
+        }
+        let (remote_at, local_at) = if incoming { (12, 16) } else { (16, 12) };
+        let (remote, local) = (ctx.load::<u32>(remote_at).ok()?, ctx.load::<u32>(local_at).ok()?);
+        Some(Self { words: [remote, local, ports, 0, 0, 0, 0, 0, 0], bytes: 12 })
+    }
 }

@@ -22,6 +22,8 @@ use crate::{
 
 /// A directory that ran within this time counts as running and is looked at in every tick.
 const RUNNING: Duration = Duration::from_secs(5);
+/// Full tables are logged this often; the metric tells how many cgroups it concerns.
+const COMPLAINTS: Duration = Duration::from_secs(60);
 /// One of so many idle directories is looked at in a tick. One that starts to run is noticed at once all the same, by
 /// the CPUs' memory of what ran last.
 const IDLE_SHARE: u32 = 10;
@@ -37,6 +39,7 @@ pub struct Meter {
     places: HashMap<Directory, u32>,
     /// Directories that found no slot, tried again when one may be free.
     uncounted: Vec<Directory>,
+    complain_at: Duration,
     running: Running,
     taken_at: Duration,
     ticks: u32,
@@ -108,6 +111,7 @@ impl Meter {
             counted: Vec::new(),
             places: HashMap::new(),
             uncounted: Vec::new(),
+            complain_at: Duration::ZERO,
             running: Running::default(),
             taken_at: Duration::ZERO,
             ticks: 0,
@@ -124,7 +128,8 @@ impl Meter {
         let slot = match allotted {
             Ok(slot) => slot,
             Err(full) => {
-                if self.uncounted.is_empty() {
+                if self.complain_at <= now {
+                    self.complain_at = now + COMPLAINTS;
                     tracing::warn!(cgroup = %path.display(), "not counted on its own: {full}");
                 }
                 self.uncounted.push(directory);

@@ -25,6 +25,11 @@ use super::{
     support::{Sizes, Support, WaitSource},
 };
 
+/// Whether this build has probes at all; without bpf-linker it has none.
+pub const fn are_built() -> bool {
+    !OBJECT.is_empty()
+}
+
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-probes"));
 
 /// Entries of the fallback's table of runnable tasks; a hash map of 64 Ki entries takes about 4 MiB.

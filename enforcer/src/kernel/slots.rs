@@ -17,8 +17,9 @@ use enforcer_ebpf::{
 
 use super::mapped::MappedArray;
 
-/// How long a slot rests after its cgroup went. Waits that reach back further are rarer than anything worth telling.
-const REST: Duration = Duration::from_secs(5);
+/// How long a slot rests after its cgroup went. LS waits that reach back further are rarer than anything worth telling,
+/// and where a hundred cgroups come and go per second, a hundred slots rest.
+const REST: Duration = Duration::from_secs(1);
 
 /// Why a cgroup cannot be counted on its own; its tasks count as "other" meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

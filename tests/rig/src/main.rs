@@ -10,7 +10,10 @@ use enforcer_rig::{
     server::{self, Cost},
     work::Work,
 };
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::{
+    process::{Signal, set_parent_process_death_signal},
+    thread::{CpuSet, sched_setaffinity},
+};
 
 /// Latency-sensitive and best-effort workloads to try enforcer on.
 #[derive(Parser)]
@@ -18,6 +21,9 @@ struct Cli {
     /// Join this cgroup directory first (repeat for several hierarchies).
     #[arg(long, value_name = "DIR", global = true)]
     cgroup: Vec<PathBuf>,
+    /// Run on this CPU only.
+    #[arg(long, global = true)]
+    cpu: Option<usize>,
     /// Signal to get when the parent ends.
     #[arg(long, value_enum, default_value_t = OnParentDeath::Kill, global = true)]
     on_parent_death: OnParentDeath,
@@ -75,6 +81,11 @@ fn main() -> Result<()> {
     for cgroup in &cli.cgroup {
         let file = cgroup.join("cgroup.procs");
         fs::write(&file, "0").with_context(|| format!("cannot join {}", cgroup.display()))?;
+    }
+    if let Some(cpu) = cli.cpu {
+        let mut cpus = CpuSet::new();
+        cpus.set(cpu);
+        sched_setaffinity(None, &cpus).with_context(|| format!("cannot run on CPU {cpu}"))?;
     }
     match cli.command {
         Command::Serve { listen, cost } => server::serve(listen, cost),

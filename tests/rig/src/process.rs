@@ -2,13 +2,15 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::sandbox::Group;
 
 /// A child that is killed and reaped when dropped.
 #[derive(Debug)]
@@ -57,6 +59,23 @@ impl Process {
         Ok(text)
     }
 
+    /// Calls `see` with each line that the child prints, until it ends or `see` fails. Its standard output must be piped.
+    ///
+    /// # Errors
+    /// What `see` says.
+    pub fn each_line(&mut self, mut see: impl FnMut(&str) -> Result<()>) -> Result<()> {
+        let output = self.child.stdout.take().context("BUG: standard output is not piped")?;
+        let mut output = BufReader::new(output);
+        let mut line = Vec::new();
+        // Bytes, because a console prints what it likes.
+        while output.read_until(b'\n', &mut line)? > 0 {
+            see(&String::from_utf8_lossy(&line))?;
+            line.clear();
+        }
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Whether the child still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
@@ -98,16 +117,24 @@ impl Drop for Process {
     }
 }
 
-/// The `workload` command, which is built beside the running program.
+/// A program of this project, which is built beside the running one (or in the parent of its directory, for tests).
 ///
 /// # Errors
 /// Where it is not there.
-pub fn workload() -> Result<Command> {
+pub fn built(program: &str) -> Result<PathBuf> {
     let me = std::env::current_exe()?;
-    let directories = me.ancestors().skip(1).take(2);
-    let found = directories.map(|directory| directory.join("workload")).find(|path| path.exists());
-    let path = found.with_context(|| format!("no `workload` beside {}: run `cargo xtask build`", me.display()))?;
-    Ok(Command::new(path))
+    let mut directories = me.ancestors().skip(1).take(2).map(|directory| directory.join(program));
+    directories
+        .find(|path| path.exists())
+        .with_context(|| format!("no `{program}` beside {}: run `cargo xtask build`", me.display()))
+}
+
+/// The `workload` command.
+///
+/// # Errors
+/// Where it is missing.
+pub fn workload() -> Result<Command> {
+    Ok(Command::new(built("workload")?))
 }
 
 /// Output to read, errors to see.
@@ -115,19 +142,24 @@ pub fn piped(command: &mut Command) -> &mut Command {
     command.stdin(Stdio::null()).stdout(Stdio::piped())
 }
 
-/// Runs `program` in these cgroups, ending it when the parent ends.
+/// The `workload` command, in a group's cgroups.
 ///
 /// # Errors
 /// Where `workload` is missing.
-pub fn exec_in<'a>(
-    cgroups: impl IntoIterator<Item = &'a Path>,
-    death: Signal,
-    program: &Path,
-) -> Result<Command> {
+pub fn workload_in(group: &Group) -> Result<Command> {
     let mut command = workload()?;
-    for cgroup in cgroups {
-        command.arg("--cgroup").arg(cgroup);
+    for directory in group.directories() {
+        command.arg("--cgroup").arg(directory);
     }
+    Ok(command)
+}
+
+/// Runs `program`, in a group's cgroups if one is given, ending it when the parent ends.
+///
+/// # Errors
+/// Where `workload` is missing.
+pub fn exec_in(group: Option<&Group>, death: Signal, program: &Path) -> Result<Command> {
+    let mut command = group.map_or_else(workload, workload_in)?;
     command.args(["--on-parent-death", if death == Signal::TERM { "term" } else { "kill" }]);
     command.arg("exec").arg(program);
     Ok(command)

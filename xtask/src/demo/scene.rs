@@ -13,7 +13,7 @@ use clap::ValueEnum;
 use enforcer_rig::{
     antagonist::Antagonist,
     client,
-    process::{Process, exec_in, piped, workload},
+    process::{Process, exec_in, piped, workload, workload_in},
     protocol::Protocol,
     sandbox::{Group, Sandbox},
     work::Work,
@@ -238,12 +238,8 @@ impl Scene {
     }
 
     fn start_server(&self, group: &Group) -> Result<(Process, SocketAddr)> {
-        let directories: Vec<PathBuf> = group.directories().collect();
         if self.ls == Ls::Builtin {
-            let mut command = workload()?;
-            for directory in &directories {
-                command.arg("--cgroup").arg(directory);
-            }
+            let mut command = workload_in(group)?;
             let mut server = Process::start("the LS server", piped(command.arg("serve")))?;
             let address = server.first_line()?.parse()?;
             return Ok((server, address));
@@ -253,7 +249,7 @@ impl Scene {
         let program = self.ls.name().replace("redis", "redis-server");
         let path = find(&program)
             .with_context(|| format!("{program} is not installed: run `cargo xtask setup` as root"))?;
-        let mut command = exec_in(directories.iter().map(PathBuf::as_path), Signal::KILL, &path)?;
+        let mut command = exec_in(Some(group), Signal::KILL, &path)?;
         match self.ls {
             Ls::Redis => command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]),
             _ => command.args(["-p", path_text(&self.out)?, "-c", path_text(&self.nginx_configuration(port)?)?]),
@@ -293,7 +289,7 @@ impl Scene {
         );
         fs::write(&policy, text)?;
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()?));
-        let mut command = exec_in([], Signal::TERM, &self.agent)?;
+        let mut command = exec_in(None, Signal::TERM, &self.agent)?;
         command.args(["agent", "--policy", path_text(&policy)?, "--listen", &address.to_string()]);
         command.args(["--state-dir", path_text(&self.out.join("state"))?]);
         if slo.is_none() {
@@ -313,21 +309,17 @@ impl Scene {
     }
 
     fn start_be(&self, be: Be, group: &Group, work: &Path) -> Result<Process> {
-        let directories: Vec<PathBuf> = group.directories().collect();
         let threads = std::thread::available_parallelism()?.to_string();
         let mut command = match be {
             Be::Builtin(antagonist) => {
                 let name = antagonist.to_possible_value().context("BUG: a hidden antagonist")?;
-                let mut command = workload()?;
-                for directory in &directories {
-                    command.arg("--cgroup").arg(directory);
-                }
+                let mut command = workload_in(group)?;
                 command.args(["antagonist", name.get_name(), "--threads", &threads, "--work"]).arg(work);
                 command
             }
             Be::StressNg => {
                 let path = find("stress-ng").context("stress-ng is not installed: run `cargo xtask setup` as root")?;
-                let mut command = exec_in(directories.iter().map(PathBuf::as_path), Signal::KILL, &path)?;
+                let mut command = exec_in(Some(group), Signal::KILL, &path)?;
                 command.args(["--stream", &threads, "--temp-path", path_text(&self.out)?, "--quiet"]);
                 command
             }

@@ -1,0 +1,60 @@
+//! What a test needs of the host. A test that cannot run says so by name and counts as skipped, never as passed.
+
+use std::path::Path;
+
+use enforcer::kernel::support::{Support, WaitSource};
+use libtest_mimic::{Failed, Trial};
+
+/// Something that a host may lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    Root,
+    /// The agent was built with its probes.
+    Probes,
+    /// The kernel keeps run-queue delays.
+    SchedInfo,
+    /// A v1 hierarchy with the cpu controller.
+    V1Cpu,
+    Ipv6,
+    TwoCpus,
+}
+
+impl Need {
+    /// Why the need is not met here.
+    fn unmet(self) -> Option<&'static str> {
+        let (is_met, why) = match self {
+            Self::Root => (rustix::process::geteuid().is_root(), "not root"),
+            Self::Probes => (
+                enforcer::kernel::probes::are_built(),
+                "built without bpf-linker: run `cargo xtask setup`, then build again",
+            ),
+            Self::SchedInfo => (has_sched_info(), "a kernel without CONFIG_SCHED_INFO"),
+            Self::V1Cpu => (is_hybrid_or_v1(), "no v1 cpu hierarchy"),
+            Self::Ipv6 => (Path::new("/proc/net/if_inet6").exists(), "no IPv6"),
+            Self::TwoCpus => (std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1), "one CPU"),
+        };
+        (!is_met).then_some(why)
+    }
+}
+
+fn has_sched_info() -> bool {
+    Support::of_running_kernel(false).is_ok_and(|support| support.wait_source == WaitSource::SchedInfo)
+}
+
+fn is_hybrid_or_v1() -> bool {
+    enforcer::cgroup::hierarchy::Mounts::below(Path::new("/sys/fs/cgroup")).is_ok_and(|mounts| mounts.v1_cpu.is_some())
+}
+
+/// A test, left out aloud where a need is not met.
+pub fn trial(
+    name: &'static str,
+    needs: &[Need],
+    test: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+) -> Trial {
+    let unmet = needs.iter().find_map(|need| need.unmet());
+    if let Some(why) = unmet {
+        println!("skipped: {name} ({why})");
+    }
+    let run = move || test().map_err(|err| Failed::from(format!("{err:#}")));
+    Trial::test(name, run).with_ignored_flag(unmet.is_some())
+}

@@ -1,0 +1,229 @@
+//! The agent as a whole: limits written, restored, left alone.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    process::Stdio,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use enforcer_rig::{
+    process::{Process, piped, workload, workload_in},
+    sandbox::{Group, Sandbox},
+};
+use enforcer_tests::agent::{Agent, Files, PATIENCE};
+use rustix::process::Signal;
+
+/// How soon the owner's values must be back after a crash and a restart.
+const RESTORED_WITHIN: Duration = Duration::from_secs(1);
+
+/// An LS server under load, and a BE antagonist that takes the same CPUs with the same weight: it hurts whatever the
+/// kernel's scheduler does.
+struct Scene {
+    // In the order in which they are taken down.
+    client: Process,
+    server: Process,
+    antagonist: Option<Process>,
+    ls: Group,
+    be: Group,
+    files: Files,
+    sandbox: Sandbox,
+}
+
+impl Scene {
+    fn new(name: &str) -> Result<Self> {
+        let sandbox = Sandbox::new("enforcer-test")?;
+        let (ls, be) = (sandbox.group("ls", 1024)?, sandbox.group("be", 1024)?);
+        let mut command = workload_in(&ls)?;
+        command.args(["serve", "--steps", "0", "--memory-mib", "1", "--spin-us", "300"]);
+        let mut server = Process::start("the server", piped(&mut command))?;
+        let address: SocketAddr = server.first_line()?.parse()?;
+        let mut command = workload()?;
+        command.args(["load", "--to", &address.to_string(), "--rate", "400", "--seconds", "3600"]);
+        let client = Process::start("the client", command.stdin(Stdio::null()).stdout(Stdio::null()))?;
+        Ok(Self { client, server, antagonist: None, ls, be, files: Files::new(name)?, sandbox })
+    }
+
+    fn policy(&self) -> String {
+        format!(
+            "groups:\n- name: web\n  class: LS\n  cgroups: [{0}/ls]\n  slo: {{ requestLatency: {{ p99: 2ms }} }}\n\
+             - name: batch\n  class: BE\n  cgroups: [{0}/be]\n  floor: 100m\n",
+            self.sandbox.path()
+        )
+    }
+
+    fn start_antagonist(&mut self) -> Result<()> {
+        let mut command = workload_in(&self.be)?;
+        // Twice as many threads as CPUs: no CPU is ever free.
+        let threads = std::thread::available_parallelism()?.get() * 2;
+        command.args(["antagonist", "cpu-spin", "--threads", &threads.to_string()]);
+        let antagonist = Process::start("the antagonist", command.stdin(Stdio::null()).stdout(Stdio::null()))?;
+        self.antagonist = Some(antagonist);
+        Ok(())
+    }
+
+    /// Lets BE hurt until the agent squeezes it.
+    fn squeezed(&mut self) -> Result<Agent> {
+        let mut agent = Agent::start(&self.files, &self.policy(), &[])?;
+        self.start_antagonist()?;
+        agent.wait_for("BE is squeezed", |agent| Ok(agent.status()?.reason == "squeeze"))?;
+        Ok(agent)
+    }
+}
+
+pub fn squeeze() -> Result<()> {
+    let mut scene = Scene::new("squeeze")?;
+    let owners = scene.be.cpu_limit()?;
+    let mut agent = scene.squeezed()?;
+    let squeezed = scene.be.cpu_limit()?;
+    ensure!(squeezed != owners, "the agent says that it squeezes, and the limit is {squeezed}");
+    let status = agent.status()?;
+    let batch = status.groups.iter().find(|group| group.name == "batch").context("no group batch")?;
+    ensure!(batch.limit_cores.is_some_and(|cores| cores >= 0.1), "{:?}", batch.limit_cores);
+    ensure!(status.limit_write_errors == 0, "{} write errors", status.limit_write_errors);
+    let (_, metrics) = agent.get("/metrics")?;
+    for line in ["enforcer_decision{reason=\"squeeze\"} 1", "enforcer_cpu_limit_cores{group=\"batch\"}"] {
+        ensure!(metrics.contains(line), "no {line} in\n{metrics}");
+    }
+
+    // At the floor, BE gets its floor: over ten seconds, a mean of a tenth of a CPU at least.
+    let (before, begun) = (scene.be.cpu_time()?, Instant::now());
+    sleep(Duration::from_secs(10));
+    let cores = (scene.be.cpu_time()? - before).as_secs_f64() / begun.elapsed().as_secs_f64();
+    ensure!(cores >= 0.095, "BE got {cores:.3} CPUs, its floor is 0.1");
+
+    // When BE has gone, so does its limit.
+    scene.antagonist = None;
+    agent.wait_for("the limit is gone", |agent| Ok(agent.status()?.reason != "squeeze"))?;
+    ensure!(scene.be.cpu_limit()? == owners, "{}", scene.be.cpu_limit()?);
+
+    scene.start_antagonist()?;
+    agent.wait_for("BE is squeezed again", |agent| Ok(agent.status()?.reason == "squeeze"))?;
+    agent.stop()?;
+    ensure!(scene.be.cpu_limit()? == owners, "after SIGTERM: {}", scene.be.cpu_limit()?);
+    ensure!(scene.server.is_running() && scene.client.is_running(), "LS did not survive the test");
+    Ok(())
+}
+
+pub fn kill_9() -> Result<()> {
+    let mut scene = Scene::new("kill")?;
+    // Not the default, so that restoring the default would be noticed.
+    let directory = scene.be.cpu_directory();
+    if directory.join("cpu.max").exists() {
+        fs::write(directory.join("cpu.max"), "1900000 1000000")?;
+    } else {
+        fs::write(directory.join("cpu.cfs_period_us"), "1000000")?;
+        fs::write(directory.join("cpu.cfs_quota_us"), "1900000")?;
+    }
+    let owners = scene.be.cpu_limit()?;
+    let mut agent = scene.squeezed()?;
+    agent.process.signal(Signal::KILL)?;
+    agent.process.terminate(PATIENCE)?;
+    ensure!(scene.be.cpu_limit()? != owners, "nothing was left behind, so there is nothing to test");
+
+    // The next one restores before it does anything else.
+    scene.antagonist = None;
+    let begun = Instant::now();
+    let mut next = Agent::spawn(&scene.files, &scene.policy(), &["--shadow"])?;
+    while scene.be.cpu_limit()? != owners {
+        ensure!(begun.elapsed() < RESTORED_WITHIN, "not restored after {:?}: {}", begun.elapsed(), scene.be.cpu_limit()?);
+        sleep(Duration::from_millis(5));
+    }
+    println!("restored within {:?} of the restart", begun.elapsed());
+    next.wait_until_ready()?;
+    next.stop()?;
+    ensure!(scene.be.cpu_limit()? == owners, "{}", scene.be.cpu_limit()?);
+    Ok(())
+}
+
+pub fn shadow() -> Result<()> {
+    let mut scene = Scene::new("shadow")?;
+    let owners = scene.be.cpu_limit()?;
+    let mut agent = Agent::start(&scene.files, &scene.policy(), &["--shadow"])?;
+    scene.start_antagonist()?;
+    agent.wait_for("the agent says what it would do", |agent| Ok(agent.status()?.reason == "shadow"))?;
+    let status = agent.status()?;
+    ensure!(status.shadow && status.limit_writes == 0, "{} writes", status.limit_writes);
+    ensure!(scene.be.cpu_limit()? == owners, "{}", scene.be.cpu_limit()?);
+    agent.stop()
+}
+
+/// A v1 kernel refuses a parent's limit below its child's; the child's is lifted first and put back afterwards.
+pub fn v1_children() -> Result<()> {
+    let mut scene = Scene::new("children")?;
+    let pod = scene.be.cpu_directory().join("pod");
+    fs::create_dir(&pod)?;
+    fs::write(pod.join("cpu.cfs_quota_us"), "150000")?;
+    let childs = || fs::read_to_string(pod.join("cpu.cfs_quota_us"));
+    let agent = scene.squeezed()?;
+    ensure!(childs()?.trim() == "-1", "the child's limit is {}", childs()?);
+    let limit = scene.be.cpu_limit()?;
+    ensure!(!limit.starts_with("-1"), "the parent's limit is {limit}");
+    agent.stop()?;
+    ensure!(childs()?.trim() == "150000", "the child's limit is {} after SIGTERM", childs()?);
+    ensure!(scene.ls.cpu_limit()?.starts_with("-1"), "LS was limited");
+    Ok(())
+}
+
+/// A thousand cgroups at a hundred per second: nothing leaks, nothing is logged.
+pub fn churn() -> Result<()> {
+    const CGROUPS: usize = 1_000;
+    let sandbox = Sandbox::new("enforcer-test")?;
+    let files = Files::new("churn")?;
+    let policy = format!(
+        "groups:\n- name: web\n  class: LS\n  cgroups: ['{0}/ls*']\n  slo: {{ runQueueWait: {{ p99: 1ms }} }}\n\
+         - name: batch\n  class: BE\n  cgroups: ['{0}/be*']\nlimits:\n  cgroups: 1024\n",
+        sandbox.path()
+    );
+    let mut agent = Agent::start(&files, &policy, &[])?;
+    churn_some(&sandbox, 200)?;
+    agent.wait_for("all have gone", |agent| Ok(agent.status()?.groups.iter().all(|group| group.cgroups == 0)))?;
+    let (before, fds_before) = (agent.status()?, open_files(&agent)?);
+
+    churn_some(&sandbox, CGROUPS)?;
+    agent.wait_for("all have gone", |agent| Ok(agent.status()?.groups.iter().all(|group| group.cgroups == 0)))?;
+    let (after, fds_after) = (agent.status()?, open_files(&agent)?);
+    let (_, metrics) = agent.get("/metrics")?;
+    let counted = metrics.lines().find(|line| line.starts_with("enforcer_slots_used ")).context("no slots metric")?;
+    ensure!(counted.ends_with(" 0"), "{counted}");
+    ensure!(fds_after <= fds_before + 1, "{fds_before} files open before, {fds_after} after");
+    let grown = after.agent_resident_bytes.zip(before.agent_resident_bytes).map(|(after, before)| after.saturating_sub(before));
+    ensure!(grown.is_some_and(|bytes| bytes < 2 << 20), "memory grew by {grown:?} bytes");
+    println!("{CGROUPS} cgroups: memory grew by {grown:?} bytes, files {fds_before} -> {fds_after}");
+    agent.stop()?;
+    let log = files.log()?;
+    ensure!(!log.contains("ERROR") && !log.contains("WARN"), "the log has complaints:\n{log}");
+    Ok(())
+}
+
+/// Makes cgroups at a hundred per second, some with a process in them, and removes each half a second later.
+fn churn_some(sandbox: &Sandbox, count: usize) -> Result<()> {
+    let mut alive = std::collections::VecDeque::new();
+    let begun = Instant::now();
+    for n in 0..count {
+        let class = if n % 2 == 0 { "ls" } else { "be" };
+        let group = sandbox.group(&format!("{class}{n}"), 1024)?;
+        let process = if n % 20 == 0 {
+            let mut command = workload_in(&group)?;
+            command.args(["exec", "/bin/true"]);
+            Some(Process::start("true", command.stdin(Stdio::null()))?)
+        } else {
+            None
+        };
+        alive.push_back((group, process));
+        if alive.len() > 50 {
+            let (group, process) = alive.pop_front().context("just pushed")?;
+            drop(process);
+            drop(group);
+        }
+        let due = begun + Duration::from_millis(10) * u32::try_from(n + 1)?;
+        sleep(due.saturating_duration_since(Instant::now()));
+    }
+    Ok(())
+}
+
+fn open_files(agent: &Agent) -> Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{}/fd", agent.process.id()))?.count())
+}

@@ -1,0 +1,112 @@
+//! The rules of the house: who may use whom, and documentation in step with the code.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// All Rust files below a directory, with their text.
+fn sources(directory: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut left = vec![root().join(directory)];
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            found.push((path, text));
+        }
+    }
+    assert!(!found.is_empty(), "no sources in {directory}");
+    found
+}
+
+/// Lines of a module that name something that it must not know.
+fn offences(module: &str, forbidden: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (path, text) in sources(&format!("enforcer/src/{module}")) {
+        if path.ends_with("tests.rs") {
+            continue;
+        }
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            if forbidden.iter().any(|word| line.contains(word)) {
+                found.push(format!("{}: {}", path.display(), line.trim()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn pure_stages_know_no_kernel_no_files_and_no_clock() {
+    let forbidden =
+        ["aya", "tokio", "tracing", "std::fs", "Instant", "SystemTime", "crate::kernel", "crate::actuation", "crate::report"];
+    for module in ["signal", "decision"] {
+        assert_eq!(offences(module, &forbidden), [""; 0], "{module}");
+    }
+}
+
+#[test]
+fn stages_know_nobody_to_their_right() {
+    for (module, forbidden) in [
+        ("kernel", &["crate::decision", "crate::actuation", "crate::report", "crate::agent", "crate::cgroup"][..]),
+        ("cgroup", &["crate::decision", "crate::actuation", "crate::report", "crate::agent", "crate::kernel"]),
+        ("policy", &["crate::decision", "crate::actuation", "crate::report", "crate::agent", "crate::kernel"]),
+        ("actuation", &["crate::kernel", "crate::report", "crate::agent"]),
+        ("report", &["crate::actuation", "crate::agent"]),
+    ] {
+        assert_eq!(offences(module, forbidden), [""; 0], "{module}");
+    }
+}
+
+#[test]
+fn every_metric_is_documented_and_every_documented_one_exists() {
+    let code = fs::read_to_string(root().join("enforcer/src/report/metrics.rs")).unwrap();
+    let docs = fs::read_to_string(root().join("docs/metrics.md")).unwrap();
+    let tables: String = docs.lines().filter(|line| line.starts_with('|')).collect();
+    let names = |text: &str, open: char, close: char| -> Vec<String> {
+        let parts = text.split(open).skip(1).filter_map(|part| part.split_once(close));
+        let is_metric = |name: &&str| name.starts_with("enforcer_") || name.starts_with("process_");
+        parts.map(|(name, _)| name).filter(is_metric).map(str::to_owned).collect()
+    };
+    for name in names(&code, '"', '"') {
+        assert!(tables.contains(&format!("`{name}`")), "{name} is not in docs/metrics.md");
+    }
+    for name in names(&tables, '`', '`') {
+        assert!(code.contains(&format!("\"{name}\"")), "{name} is documented and does not exist");
+    }
+}
+
+#[test]
+fn the_readme_shows_the_example_policy_as_it_is() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    assert!(readme.contains(enforcer::policy::EXAMPLE.trim()), "copy enforcer/src/policy/example.yaml into README.md");
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    let silent: Vec<PathBuf> = ["enforcer/src", "enforcer-ebpf/src", "xtask/src", "tests"]
+        .iter()
+        .flat_map(|directory| sources(directory))
+        .filter(|(_, text)| !text.starts_with("//!"))
+        .map(|(path, _)| path)
+        .collect();
+    assert_eq!(silent, [PathBuf::new(); 0]);
+}
+
+#[test]
+fn nothing_unfinished_is_left_lying() {
+    let words = ["todo!(", "unimplemented!(", "dbg!(", concat!("FIX", "ME"), concat!("TO", "DO")];
+    for directory in ["enforcer", "enforcer-ebpf", "xtask", "tests"] {
+        for (path, text) in sources(directory) {
+            let is_this_file = path.ends_with("tests/tests/tidy.rs");
+            let found = words.iter().find(|word| !is_this_file && text.contains(**word));
+            assert_eq!(found, None, "{}", path.display());
+        }
+    }
+}
