@@ -100,13 +100,20 @@ impl ThisCpu {
     #[inline(always)]
     pub fn drop(self, ctx: &impl EbpfContext, what: Drop) {
         // SAFETY: a statistic; a lost increment under nesting is acceptable.
-        let Some(count) = DROPS.get_ptr_mut(self.0 * Drop::ALL.len() as u32 + what as u32).map(|p| unsafe { &mut *p })
+        let Some(count) =
+            DROPS.get_ptr_mut(self.0 * Drop::ALL.len() as u32 + what as u32).map(|p| unsafe { &mut *p })
         else {
             return;
         };
         *count += 1;
         if count.is_power_of_two() {
-            aya_log_ebpf::warn!(ctx, "probe drop cause {} now {} times on CPU {}", what as u32, *count, self.0);
+            aya_log_ebpf::warn!(
+                ctx,
+                "probe drop cause {} now {} times on CPU {}",
+                what as u32,
+                *count,
+                self.0
+            );
         }
     }
 }

@@ -4,10 +4,7 @@
 //! accepts a plain load through a typed pointer: no `bpf_probe_read`, no relocation.
 
 use aya_ebpf::{Global, helpers::bpf_ktime_get_ns};
-use enforcer_ebpf::{
-    layout::Place,
-    table::Key,
-};
+use enforcer_ebpf::{layout::Place, table::Key};
 
 use crate::maps::TABLE;
 

@@ -89,7 +89,11 @@ pub fn look(cgroup_root: &Path) -> Found {
             therefore.push("nothing can be limited: the agent only measures".to_owned());
         }
         let names = |levers: &[&Finding]| {
-            levers.iter().map(|lever| lever.topic.trim_start_matches("lever: ")).collect::<Vec<_>>().join(", ")
+            levers
+                .iter()
+                .map(|lever| lever.topic.trim_start_matches("lever: "))
+                .collect::<Vec<_>>()
+                .join(", ")
         };
         if !not.is_empty() {
             therefore.push(format!("not available here: {}", names(&not)));
@@ -122,7 +126,8 @@ fn probes() -> ProbeFindings {
     let loaded = match Probes::load(&support, Identity::V2, sizes) {
         Ok(loaded) => loaded,
         Err(err) => {
-            let refused = fatal("probe: waits", "the run-queue probe cannot be attached", short(&err.to_string()));
+            let refused =
+                fatal("probe: waits", "the run-queue probe cannot be attached", short(&err.to_string()));
             findings.push(refused);
             return ProbeFindings { findings, therefore: Vec::new() };
         }
@@ -140,17 +145,22 @@ fn probes() -> ProbeFindings {
                 fact: "three programs: this kernel has no CONFIG_SCHED_INFO".to_owned(),
                 cure: Some("CONFIG_TASK_DELAY_ACCT=y halves the cost".to_owned()),
             });
-            therefore.push("run-queue waits, CPU time and blame are measured on sched_switch and sched_wakeup".to_owned());
+            therefore.push(
+                "run-queue waits, CPU time and blame are measured on sched_switch and sched_wakeup"
+                    .to_owned(),
+            );
         }
     }
     match &loaded.probes.request_latency_missing {
         None => {
             findings.push(good("probe: requests", "two cgroup_skb programs per LS group".to_owned()));
-            therefore.push("requests of LS groups with a directory in the v2 hierarchy are measured".to_owned());
+            therefore
+                .push("requests of LS groups with a directory in the v2 hierarchy are measured".to_owned());
         }
         Some(why) => {
             findings.push(lacking("probe: requests", "the kernel refuses cgroup_skb programs", short(why)));
-            therefore.push("requests are not measured: objectives on requestLatency have no effect".to_owned());
+            therefore
+                .push("requests are not measured: objectives on requestLatency have no effect".to_owned());
         }
     }
     ProbeFindings { findings, therefore }
@@ -168,7 +178,8 @@ fn privileges() -> Finding {
     const SYS_ADMIN: u32 = 21;
     const PERFMON: u32 = 38;
     const BPF: u32 = 39;
-    let effective = procfs::process::Process::myself().and_then(|me| me.status()).map_or(0, |status| status.capeff);
+    let effective =
+        procfs::process::Process::myself().and_then(|me| me.status()).map_or(0, |status| status.capeff);
     let has = |capability: u32| effective & (1 << capability) != 0;
     let mut missing = Vec::new();
     for (name, is_there) in [
@@ -200,12 +211,15 @@ fn pmu() -> Finding {
     let found = devices.iter().find(|name| Path::new("/sys/bus/event_source/devices").join(name).exists());
     match found {
         Some(name) => good("PMU", format!("{name}; not used yet")),
-        None => lacking("PMU", "no hardware counters, as in most virtual machines", "none is needed".to_owned()),
+        None => {
+            lacking("PMU", "no hardware counters, as in most virtual machines", "none is needed".to_owned())
+        }
     }
 }
 
 fn describe(mounts: &Mounts) -> String {
-    let places: Vec<String> = mounts.iter().map(|(hierarchy, point)| format!("{hierarchy} at {}", point.display())).collect();
+    let places: Vec<String> =
+        mounts.iter().map(|(hierarchy, point)| format!("{hierarchy} at {}", point.display())).collect();
     let layout = match mounts.layout() {
         Layout::V2 => "v2",
         Layout::Hybrid => "hybrid",
@@ -232,7 +246,9 @@ fn levers(mounts: &Mounts) -> Vec<Finding> {
     };
     let quota = if mounts.v1_cpu.is_some() { "cpu.cfs_quota_us" } else { "cpu.max" };
     let enable = |controller| {
-        format!("enable it for all directories: echo +{controller} > cgroup.subtree_control, from the root down")
+        format!(
+            "enable it for all directories: echo +{controller} > cgroup.subtree_control, from the root down"
+        )
     };
     let memory_cure = match mounts.layout() {
         Layout::V2 => enable("memory"),
@@ -247,7 +263,12 @@ fn levers(mounts: &Mounts) -> Vec<Finding> {
         lever("lever: memory", in_v2("memory"), "memory.high", &memory_cure),
         lever("lever: reclaim", in_v2("memory") && is_linux(5, 19), "memory.reclaim", &memory_cure),
         // Part of every v2 directory but the root, controllers or not.
-        lever("lever: freeze", v2.is_some() && is_linux(5, 2), "cgroup.freeze", "use cgroup v2 and Linux 5.2 or newer"),
+        lever(
+            "lever: freeze",
+            v2.is_some() && is_linux(5, 2),
+            "cgroup.freeze",
+            "use cgroup v2 and Linux 5.2 or newer",
+        ),
     ]
 }
 

@@ -15,7 +15,11 @@ impl MilliCores {
     }
 
     /// Rounds down: a limit may be a touch too tight, never too loose. Negative and NaN become zero.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, which is meant")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "`as` saturates, which is meant"
+    )]
     pub fn from_cores(cores: f64) -> Self {
         Self((cores * 1000.0) as u32)
     }
@@ -52,7 +56,9 @@ mod tests {
 
     #[test]
     fn cpu_is_written_in_cores_or_milli_cores() {
-        for (text, expected) in [("0.5", Some(500)), ("500m", Some(500)), ("2", Some(2000)), ("0.29", Some(290))] {
+        for (text, expected) in
+            [("0.5", Some(500)), ("500m", Some(500)), ("2", Some(2000)), ("0.29", Some(290))]
+        {
             assert_eq!(text.parse().ok(), expected.map(MilliCores), "{text}");
         }
         for text in ["", "-1", "1.5m", "NaN", "two", "1e9"] {

@@ -91,7 +91,8 @@ impl Agent {
     /// Where it cannot be started.
     pub fn spawn(files: &Files, policy: &str, more: &[&str]) -> Result<Self> {
         let policy = files.policy(policy)?;
-        let address = SocketAddr::from(([127, 0, 0, 1], TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port()));
+        let address =
+            SocketAddr::from(([127, 0, 0, 1], TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port()));
         let mut command = exec_in(None, Signal::TERM, &built("enforcer")?)?;
         command.args(["agent", "--listen", &address.to_string(), "--policy"]).arg(&policy);
         command.arg("--state-dir").arg(files.path().join("state")).args(more);
@@ -106,7 +107,9 @@ impl Agent {
     /// # Errors
     /// Where it does not come.
     pub fn wait_until_ready(&mut self) -> Result<()> {
-        self.wait_for("the agent is ready", |agent| Ok(agent.get("/readyz").is_ok_and(|(code, _)| code == 200)))
+        self.wait_for("the agent is ready", |agent| {
+            Ok(agent.get("/readyz").is_ok_and(|(code, _)| code == 200))
+        })
     }
 
     /// Fetches a page: status code and body.

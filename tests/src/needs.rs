@@ -31,7 +31,9 @@ impl Need {
             Self::SchedInfo => (has_sched_info(), "a kernel without CONFIG_SCHED_INFO"),
             Self::V1Cpu => (is_hybrid_or_v1(), "no v1 cpu hierarchy"),
             Self::Ipv6 => (Path::new("/proc/net/if_inet6").exists(), "no IPv6"),
-            Self::TwoCpus => (std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1), "one CPU"),
+            Self::TwoCpus => {
+                (std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1), "one CPU")
+            }
         };
         (!is_met).then_some(why)
     }
@@ -42,7 +44,8 @@ fn has_sched_info() -> bool {
 }
 
 fn is_hybrid_or_v1() -> bool {
-    enforcer::cgroup::hierarchy::Mounts::below(Path::new("/sys/fs/cgroup")).is_ok_and(|mounts| mounts.v1_cpu.is_some())
+    enforcer::cgroup::hierarchy::Mounts::below(Path::new("/sys/fs/cgroup"))
+        .is_ok_and(|mounts| mounts.v1_cpu.is_some())
 }
 
 /// A test, left out aloud where a need is not met.

@@ -89,8 +89,13 @@ fn without_privileges_check_and_agent_say_so_and_exit_with_2() {
     assert_eq!(output.status.code(), Some(2), "{}", text(&output.stdout));
     assert!(text(&output.stdout).contains("run as root"), "{}", text(&output.stdout));
     let state = files.path().join("state");
-    let output =
-        unprivileged(&["agent", "--policy", policy.to_str().unwrap(), "--state-dir", state.to_str().unwrap()]);
+    let output = unprivileged(&[
+        "agent",
+        "--policy",
+        policy.to_str().unwrap(),
+        "--state-dir",
+        state.to_str().unwrap(),
+    ]);
     let message = text(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{message}");
     assert!(!message.contains("panicked") && message.lines().count() == 1, "{message}");

@@ -44,8 +44,17 @@ fn offences(module: &str, forbidden: &[&str]) -> Vec<String> {
 
 #[test]
 fn pure_stages_know_no_kernel_no_files_and_no_clock() {
-    let forbidden =
-        ["aya", "tokio", "tracing", "std::fs", "Instant", "SystemTime", "crate::kernel", "crate::actuation", "crate::report"];
+    let forbidden = [
+        "aya",
+        "tokio",
+        "tracing",
+        "std::fs",
+        "Instant",
+        "SystemTime",
+        "crate::kernel",
+        "crate::actuation",
+        "crate::report",
+    ];
     for module in ["signal", "decision"] {
         assert_eq!(offences(module, &forbidden), [""; 0], "{module}");
     }
@@ -54,9 +63,18 @@ fn pure_stages_know_no_kernel_no_files_and_no_clock() {
 #[test]
 fn stages_know_nobody_to_their_right() {
     for (module, forbidden) in [
-        ("kernel", &["crate::decision", "crate::actuation", "crate::report", "crate::agent", "crate::cgroup"][..]),
-        ("cgroup", &["crate::decision", "crate::actuation", "crate::report", "crate::agent", "crate::kernel"]),
-        ("policy", &["crate::decision", "crate::actuation", "crate::report", "crate::agent", "crate::kernel"]),
+        (
+            "kernel",
+            &["crate::decision", "crate::actuation", "crate::report", "crate::agent", "crate::cgroup"][..],
+        ),
+        (
+            "cgroup",
+            &["crate::decision", "crate::actuation", "crate::report", "crate::agent", "crate::kernel"],
+        ),
+        (
+            "policy",
+            &["crate::decision", "crate::actuation", "crate::report", "crate::agent", "crate::kernel"],
+        ),
         ("actuation", &["crate::kernel", "crate::report", "crate::agent"]),
         ("report", &["crate::actuation", "crate::agent"]),
     ] {
@@ -85,7 +103,10 @@ fn every_metric_is_documented_and_every_documented_one_exists() {
 #[test]
 fn the_readme_shows_the_example_policy_as_it_is() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    assert!(readme.contains(enforcer::policy::EXAMPLE.trim()), "copy enforcer/src/policy/example.yaml into README.md");
+    assert!(
+        readme.contains(enforcer::policy::EXAMPLE.trim()),
+        "copy enforcer/src/policy/example.yaml into README.md"
+    );
 }
 
 #[test]

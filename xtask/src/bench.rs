@@ -49,7 +49,12 @@ pub fn run(args: &Args) -> Result<()> {
     ensure!(is_root(), "benchmarks load BPF programs and make cgroups: run them as root");
     let agent = build::agent()?;
     println!("building the benchmarks");
-    programs::run(build::with_linker(&mut cargo())?.args(["build", "--release", "--package", "enforcer-bench"]))?;
+    programs::run(build::with_linker(&mut cargo())?.args([
+        "build",
+        "--release",
+        "--package",
+        "enforcer-bench",
+    ]))?;
     let mut bench = std::process::Command::new(root().join("target/release/enforcer-bench"));
     let output = match &args.what {
         What::Probe { output, rounds } => {

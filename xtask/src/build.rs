@@ -49,7 +49,9 @@ pub fn prepare() -> Result<()> {
 /// Lets build scripts other than the agent's find bpf-linker.
 pub fn with_linker(command: &mut std::process::Command) -> Result<&mut std::process::Command> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let path = std::env::join_paths(std::iter::once(setup::linker_directory()?).chain(std::env::split_paths(&path)))?;
+    let path = std::env::join_paths(
+        std::iter::once(setup::linker_directory()?).chain(std::env::split_paths(&path)),
+    )?;
     Ok(command.env("PATH", path))
 }
 
@@ -61,7 +63,11 @@ pub fn run_static(arguments: &[&str]) -> Result<()> {
 /// The same, not run yet.
 pub fn static_cargo(arguments: &[&str]) -> std::process::Command {
     let mut command = cargo();
-    command.env("RUSTFLAGS", "-C target-feature=+crt-static").args(arguments).args(["--release", "--target", TARGET]);
+    command.env("RUSTFLAGS", "-C target-feature=+crt-static").args(arguments).args([
+        "--release",
+        "--target",
+        TARGET,
+    ]);
     command
 }
 

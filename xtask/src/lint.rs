@@ -21,7 +21,16 @@ pub fn run_all() -> Result<()> {
     let mut probes = cargo();
     // What aya-build passes when it compiles them.
     probes.env("RUSTC_BOOTSTRAP", "1").env("CARGO_ENCODED_RUSTFLAGS", "--cfg=bpf_target_arch=\"x86_64\"");
-    probes.args(["clippy", "--quiet", "--bins", "--lib", "--target", "bpfel-unknown-none", "-Z", "build-std=core"]);
+    probes.args([
+        "clippy",
+        "--quiet",
+        "--bins",
+        "--lib",
+        "--target",
+        "bpfel-unknown-none",
+        "-Z",
+        "build-std=core",
+    ]);
     probes.args(PROBES.iter().flat_map(|name| ["--package", name]));
     run(probes.args(["--", "--deny", "warnings"]))
 }

@@ -18,7 +18,8 @@ pub fn root() -> &'static Path {
 /// Where programs that are built once are kept: `$XDG_CACHE_HOME/enforcer`.
 pub fn cache() -> Result<PathBuf> {
     let home = || env::home_dir().map(|home| home.join(".cache"));
-    let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute()).or_else(home);
+    let cache =
+        env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute()).or_else(home);
     Ok(cache.context("neither XDG_CACHE_HOME nor HOME is set")?.join("enforcer"))
 }
 
@@ -45,13 +46,12 @@ pub fn run(command: &mut Command) -> Result<()> {
 
 /// Runs a command and keeps its output; shows it only when the command fails.
 pub fn run_quietly(command: &mut Command) -> Result<Output> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot run {}", name(command)))?;
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {}", name(command)))?;
     interrupt::check()?;
     if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let text =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         bail!("{} failed ({}):\n{}", name(command), output.status, text.trim_end());
     }
     Ok(output)

@@ -58,8 +58,17 @@ pub fn toolchain() -> Result<()> {
     }
     println!("setup: installing Rust {pinned} with rust-src, clippy and rustfmt");
     run(Command::new("rustup").current_dir("/").args([
-        "toolchain", "install", &pinned, "--profile", "minimal", "--component", "rust-src", "--component", "clippy",
-        "--component", "rustfmt",
+        "toolchain",
+        "install",
+        &pinned,
+        "--profile",
+        "minimal",
+        "--component",
+        "rust-src",
+        "--component",
+        "clippy",
+        "--component",
+        "rustfmt",
     ]))
 }
 
@@ -71,8 +80,10 @@ pub fn linker() -> Result<()> {
     }
     println!("setup: building bpf-linker {LINKER} into {} (about a minute)", home.display());
     fs::create_dir_all(&home)?;
-    run(cargo().args(["install", "--quiet", "bpf-linker", "--version", LINKER, "--locked", "--root"]).arg(&home))
-        .context("bpf-linker could not be built; it needs a C linker such as gcc")
+    run(cargo()
+        .args(["install", "--quiet", "bpf-linker", "--version", LINKER, "--locked", "--root"])
+        .arg(&home))
+    .context("bpf-linker could not be built; it needs a C linker such as gcc")
 }
 
 /// Where bpf-linker is.
@@ -82,8 +93,11 @@ pub fn linker_directory() -> Result<std::path::PathBuf> {
 
 /// Debian packages that are not there yet. Needs root only if some are not.
 pub fn packages(packages: &[Package]) -> Result<()> {
-    let missing: Vec<&str> =
-        packages.iter().filter(|package| !is_installed(package.program)).map(|package| package.name).collect();
+    let missing: Vec<&str> = packages
+        .iter()
+        .filter(|package| !is_installed(package.program))
+        .map(|package| package.name)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }

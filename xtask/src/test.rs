@@ -30,7 +30,9 @@ pub fn run(args: &Args) -> Result<()> {
     let mut skipped = Vec::new();
     setup::toolchain()?;
     if let Err(err) = setup::linker() {
-        println!("!! no bpf-linker ({err:#}): the probes are not built and nothing that needs them is tested");
+        println!(
+            "!! no bpf-linker ({err:#}): the probes are not built and nothing that needs them is tested"
+        );
     }
     println!("building");
     let packages = ["enforcer", "enforcer-ebpf", "enforcer-rig", "enforcer-tests", "xtask"];
@@ -49,10 +51,14 @@ pub fn run(args: &Args) -> Result<()> {
     if args.no_vm || args.filter.is_some() {
         skipped.push(format!("virtual machine {VM_SUITE:?} (left out on the command line)"));
     } else if !is_root() && setup::packages(&setup::VM_PACKAGES).is_err() {
-        skipped.push(format!("virtual machine {VM_SUITE:?} (qemu, busybox or cpio is missing and this is not root)"));
+        skipped.push(format!(
+            "virtual machine {VM_SUITE:?} (qemu, busybox or cpio is missing and this is not root)"
+        ));
     } else {
         match vm::test(VM_SUITE, None) {
-            Ok(in_vm) => skipped.extend(in_vm.into_iter().map(|line| format!("in the virtual machine: {line}"))),
+            Ok(in_vm) => {
+                skipped.extend(in_vm.into_iter().map(|line| format!("in the virtual machine: {line}")))
+            }
             Err(err) => failed.push(err),
         }
     }
@@ -83,6 +89,11 @@ pub fn stream(command: &mut Command, skipped: &mut Vec<String>) -> Result<()> {
         }
     }
     let status = child.wait()?;
-    anyhow::ensure!(status.success(), "{} {}", command.get_program().display(), command.get_args().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" "));
+    anyhow::ensure!(
+        status.success(),
+        "{} {}",
+        command.get_program().display(),
+        command.get_args().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    );
     Ok(())
 }

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// How long a machine may run.
-const PATIENCE_SECONDS: u64 = 420;
+const PATIENCE_SECONDS: u64 = 900;
 const PASSED: &str = "exit status 0";
 
 /// A Debian release, for its kernel.
@@ -108,7 +108,8 @@ fn programs() -> Result<Vec<(PathBuf, &'static str)>> {
     build::prepare()?;
     println!("building statically linked programs (some minutes the first time)");
     build::run_static(&["build", "--package", "enforcer", "--package", "enforcer-rig"])?;
-    let arguments = ["test", "--no-run", "--package", "enforcer-tests", "--test", "kernel", "--message-format", "json"];
+    let arguments =
+        ["test", "--no-run", "--package", "enforcer-tests", "--test", "kernel", "--message-format", "json"];
     let output = run_quietly(&mut build::static_cargo(&arguments))?;
     let target = root().join("target").join(build::TARGET).join("release");
     Ok(vec![
@@ -130,7 +131,8 @@ fn test_binary(messages: &[u8]) -> Result<PathBuf> {
         name: String,
     }
     let messages = serde_json::Deserializer::from_slice(messages).into_iter::<Message>();
-    let mut found = messages.flatten().filter(|message| message.target.as_ref().is_some_and(|t| t.name == "kernel"));
+    let mut found =
+        messages.flatten().filter(|message| message.target.as_ref().is_some_and(|t| t.name == "kernel"));
     found.find_map(|message| message.executable).context("cargo built no test named kernel")
 }
 
@@ -158,7 +160,8 @@ fn kernel(suite: Suite) -> Result<PathBuf> {
         let found = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
         Ok(found.filter(|name| name.starts_with(prefix)).map(str::to_owned).next())
     };
-    let package = depends("linux-image-amd64", "linux-image-")?.context("linux-image-amd64 depends on no image")?;
+    let package =
+        depends("linux-image-amd64", "linux-image-")?.context("linux-image-amd64 depends on no image")?;
     // Newer releases keep the image itself in a package of its own.
     let package = depends(&package, "linux-binary-")?.unwrap_or(package);
     run_quietly(apt("apt-get", &home).args(["download", &package]).current_dir(&home))?;
@@ -191,7 +194,8 @@ fn unpack(home: &Path, image: &Path) -> Result<()> {
             fs::remove_file(entry.path())?;
         }
     }
-    let found = ["boot", "usr/lib/modules", "lib/modules"].iter().find_map(|place| find_image(&tree.join(place)));
+    let found =
+        ["boot", "usr/lib/modules", "lib/modules"].iter().find_map(|place| find_image(&tree.join(place)));
     let found = found.with_context(|| format!("no vmlinuz in {}", tree.display()))?;
     fs::rename(&found, image).with_context(|| format!("cannot keep {}", image.display()))?;
     fs::remove_dir_all(&tree)?;
@@ -200,10 +204,13 @@ fn unpack(home: &Path, image: &Path) -> Result<()> {
 
 fn find_image(directory: &Path) -> Option<PathBuf> {
     let entries: Vec<PathBuf> = fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path()).collect();
-    let is_image = |path: &&PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz"));
-    entries.iter().find(is_image).cloned().or_else(|| {
-        entries.iter().filter(|path| path.is_dir()).find_map(|path| find_image(path))
-    })
+    let is_image =
+        |path: &&PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz"));
+    entries
+        .iter()
+        .find(is_image)
+        .cloned()
+        .or_else(|| entries.iter().filter(|path| path.is_dir()).find_map(|path| find_image(path)))
 }
 
 /// What the machine runs as its first process.
@@ -230,7 +237,8 @@ fn initramfs(work: &Path, programs: &[(PathBuf, &str)], filter: Option<&str>) ->
     let busybox = find("busybox").context("no busybox")?;
     fs::copy(&busybox, tree.join("bin/busybox"))?;
     for (path, name) in programs {
-        fs::copy(path, tree.join("bin").join(name)).with_context(|| format!("cannot copy {}", path.display()))?;
+        fs::copy(path, tree.join("bin").join(name))
+            .with_context(|| format!("cannot copy {}", path.display()))?;
     }
     fs::write(tree.join("init"), INIT)?;
     fs::write(tree.join("filter"), filter.unwrap_or_default())?;
@@ -245,7 +253,23 @@ fn qemu(kernel: &Path, initramfs: &Path) -> Command {
     let mut command = Command::new("timeout");
     command.args(["--kill-after=5", &PATIENCE_SECONDS.to_string(), "qemu-system-x86_64"]);
     // Without la57: 6.12 crashes with five-level page tables under TCG.
-    command.args(["-accel", "tcg,thread=multi", "-cpu", "max,-la57", "-m", "2048", "-smp", "2", "-nographic", "-no-reboot"]);
-    command.args(["-append", "console=ttyS0 panic=-1 psi=1 loglevel=5"]).arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
+    command.args([
+        "-accel",
+        "tcg,thread=multi",
+        "-cpu",
+        "max,-la57",
+        "-m",
+        "2048",
+        "-smp",
+        "2",
+        "-nographic",
+        "-no-reboot",
+    ]);
+    command
+        .args(["-append", "console=ttyS0 panic=-1 psi=1 loglevel=5"])
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(initramfs);
     command
 }

@@ -135,7 +135,11 @@ fn tcp_offset_v6(ctx: &SkBuffContext) -> Option<usize> {
 
 /// What is known of the packet's connection, found out at its first payload.
 #[inline(always)]
-fn connection(ctx: &SkBuffContext, segment: &Segment, direction: Direction) -> Option<&'static mut Connection> {
+fn connection(
+    ctx: &SkBuffContext,
+    segment: &Segment,
+    direction: Direction,
+) -> Option<&'static mut Connection> {
     // SAFETY: the context's socket pointer, checked below as the verifier demands.
     let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
     if sk.is_null() {

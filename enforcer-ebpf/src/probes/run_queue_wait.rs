@@ -1,9 +1,7 @@
 //! How long do tasks wait for a CPU, and who runs there meanwhile?
 
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use enforcer_ebpf::{
-    layout::{CULPRIT_UNATTRIBUTED, Cpu, Drop, NO_VICTIM, Place, SEGMENTS, Segment, Wait},
-};
+use enforcer_ebpf::layout::{CULPRIT_UNATTRIBUTED, Cpu, Drop, NO_VICTIM, Place, SEGMENTS, Segment, Wait};
 
 use crate::{
     maps::{OBJECTIVES, RUNNABLE, ThisCpu, count},

@@ -193,9 +193,11 @@ impl Journal {
 /// Never outside the mounted hierarchies, whatever the file says.
 fn restore_one(entry: &Entry, mounts: &Mounts) -> Result<bool, cpu_limit::Error> {
     let inside = |mount: &Path| {
-        entry.directory.starts_with(mount) && !entry.directory.components().any(|part| part == Component::ParentDir)
+        entry.directory.starts_with(mount)
+            && !entry.directory.components().any(|part| part == Component::ParentDir)
     };
-    let Some((_, mount)) = mounts.iter().find(|(hierarchy, mount)| *hierarchy == entry.hierarchy && inside(mount))
+    let Some((_, mount)) =
+        mounts.iter().find(|(hierarchy, mount)| *hierarchy == entry.hierarchy && inside(mount))
     else {
         return Err(cpu_limit::Error::Gone(entry.directory.clone()));
     };

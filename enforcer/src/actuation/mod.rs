@@ -144,7 +144,13 @@ impl Actuator {
     }
 
     /// Whether something was written.
-    fn put(&mut self, now: Duration, path: &Path, directory: &Directory, limit: CpuLimit) -> Result<bool, Error> {
+    fn put(
+        &mut self,
+        now: Duration,
+        path: &Path,
+        directory: &Directory,
+        limit: CpuLimit,
+    ) -> Result<bool, Error> {
         if let Some(held) = self.held.get(path)
             && (held.entry.ours == limit || now < held.yielded_until)
         {

@@ -176,7 +176,11 @@ impl Meter {
     }
 
     /// Directories of a group in a hierarchy, and whether each ran lately.
-    pub fn directories_of(&self, group: GroupId, hierarchy: Hierarchy) -> impl Iterator<Item = (&Directory, bool)> {
+    pub fn directories_of(
+        &self,
+        group: GroupId,
+        hierarchy: Hierarchy,
+    ) -> impl Iterator<Item = (&Directory, bool)> {
         let of_group = move |counted: &&Counted| {
             counted.directory.group == group && counted.directory.hierarchy == hierarchy
         };
@@ -186,7 +190,8 @@ impl Meter {
 
     /// Directories of the same hierarchy below one.
     pub fn below(&self, top: &Directory) -> Vec<&Directory> {
-        let is_below = |directory: &Directory| directory.path != top.path && directory.path.starts_with(&top.path);
+        let is_below =
+            |directory: &Directory| directory.path != top.path && directory.path.starts_with(&top.path);
         let all = self.directories_of(top.group, top.hierarchy);
         all.filter(|(directory, _)| is_below(directory)).map(|(directory, _)| directory).collect()
     }
@@ -224,7 +229,8 @@ impl Meter {
         for (group, snapshot) in self.groups.iter_mut().zip(&mut into.groups) {
             if group.slo.request_latency_p99.is_some() {
                 let totals = self.counters.requests(group.victim);
-                let (total, slow) = (totals.served - group.requests.served, totals.slow - group.requests.slow);
+                let (total, slow) =
+                    (totals.served - group.requests.served, totals.slow - group.requests.slow);
                 group.requests = totals;
                 snapshot.requests = Some(Tally { total, slow });
             }
@@ -271,7 +277,11 @@ impl Meter {
                     self.fresh.add_difference(&histogram, &group.request_histogram);
                     group.request_histogram = histogram;
                     let tally = Tally { total: totals.served - old.served, slow: totals.slow - old.slow };
-                    durations.add(&self.fresh, Duration::from_nanos(totals.latency_ns - old.latency_ns), tally);
+                    durations.add(
+                        &self.fresh,
+                        Duration::from_nanos(totals.latency_ns - old.latency_ns),
+                        tally,
+                    );
                 }
             }
         }
@@ -325,7 +335,9 @@ fn attach(probes: &mut Probes, path: &Path) -> Option<RequestLinks> {
         .map_err(|err| err.to_string())
         .and_then(|directory| probes.attach_request_latency(&directory).map_err(|err| err.to_string()));
     attached
-        .inspect_err(|err| tracing::warn!(cgroup = %path.display(), "requests of this cgroup are not measured: {err}"))
+        .inspect_err(
+            |err| tracing::warn!(cgroup = %path.display(), "requests of this cgroup are not measured: {err}"),
+        )
         .ok()
 }
 

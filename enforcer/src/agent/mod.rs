@@ -118,7 +118,8 @@ struct Counts {
 impl Agent {
     fn start(options: &Options) -> Result<Self> {
         let cpus = possible_cpus()?;
-        let online = std::thread::available_parallelism().map_or(cpus, |n| u32::try_from(n.get()).unwrap_or(cpus));
+        let online =
+            std::thread::available_parallelism().map_or(cpus, |n| u32::try_from(n.get()).unwrap_or(cpus));
         let policy = Policy::load(&options.policy, online)?;
         let mounts = Mounts::below(&options.cgroup_root)?;
         let mut journal = Journal::open(&options.state_dir)?;
@@ -130,11 +131,17 @@ impl Agent {
         if let Some(missing) = &probes.request_latency_missing {
             tracing::warn!("request latency is not measured: {missing}");
         }
-        let ledger =
-            Ledger::new(&policy, options.shadow, sizes, support.wait_source, probes.request_latency_missing.clone());
+        let ledger = Ledger::new(
+            &policy,
+            options.shadow,
+            sizes,
+            support.wait_source,
+            probes.request_latency_missing.clone(),
+        );
         let shared = Shared::new(ledger);
-        let address = serve(options.listen, shared.clone())
-            .with_context(|| format!("cannot listen on {}: choose another address with --listen", options.listen))?;
+        let address = serve(options.listen, shared.clone()).with_context(|| {
+            format!("cannot listen on {}: choose another address with --listen", options.listen)
+        })?;
 
         let patterns = policy.groups.iter().enumerate().flat_map(|(index, group)| {
             group.patterns.iter().map(move |pattern| (GroupId(index), pattern.clone()))
@@ -180,7 +187,9 @@ impl Agent {
         let released = self.actuator.release_all();
         tracing::info!(limits_restored = released.writes, "ended");
         let mut errors = released.errors.into_iter();
-        errors.next().map_or(Ok(()), |err| Err(err).context("a limit could not be restored; try `enforcer restore`"))
+        errors
+            .next()
+            .map_or(Ok(()), |err| Err(err).context("a limit could not be restored; try `enforcer restore`"))
     }
 
     fn tick(&mut self) {
@@ -244,7 +253,11 @@ impl Agent {
             let tops = || meter.directories_of(group, hierarchy).filter(|(directory, _)| directory.is_top);
             let running = tops().filter(|(_, runs)| *runs).count();
             let limit = equal_part(limit, running);
-            targets.extend(tops().map(|(directory, _)| Target { directory, limit, below: meter.below(directory) }));
+            targets.extend(tops().map(|(directory, _)| Target {
+                directory,
+                limit,
+                below: meter.below(directory),
+            }));
         }
         let applied = self.actuator.apply(now, &targets);
         self.counts.writes += applied.writes;

@@ -51,7 +51,8 @@ impl CpuLimitFile {
     /// [`Error::Gone`], [`Error::NoController`] or what the file system says.
     pub fn read(&self) -> Result<CpuLimit, Error> {
         let read = || -> cgroups_rs::fs::error::Result<CpuLimit> {
-            let quota_us = u64::try_from(self.controller.cfs_quota()?).ok().filter(|&us| us < i64::MAX as u64);
+            let quota_us =
+                u64::try_from(self.controller.cfs_quota()?).ok().filter(|&us| us < i64::MAX as u64);
             Ok(CpuLimit { quota_us, period_us: self.controller.cfs_period()? })
         };
         read().map_err(|err| self.explain(&err, None))

@@ -73,7 +73,8 @@ fn pod_uid(name: &str) -> Option<String> {
 /// `<runtime>-<id>.scope` or `<id>`; CRI-O's `crio-conmon-<id>.scope` holds a monitor, not a container.
 fn container_id(name: &str) -> Option<String> {
     let name = name.strip_suffix(".scope").unwrap_or(name);
-    let id = RUNTIMES.iter().find_map(|runtime| name.strip_prefix(runtime)?.strip_prefix('-')).unwrap_or(name);
+    let id =
+        RUNTIMES.iter().find_map(|runtime| name.strip_prefix(runtime)?.strip_prefix('-')).unwrap_or(name);
     let is_id = id.len() >= 12 && id.chars().all(|c| c.is_ascii_hexdigit());
     is_id.then(|| id.to_owned())
 }
@@ -87,7 +88,8 @@ mod tests {
     fn check(path: &str, expected: Option<(PodQos, &str, bool)>) {
         let path = path.replace("ID", ID);
         let found = parse(&path);
-        let found = found.as_ref().map(|pod| (pod.qos, pod.uid.as_str(), pod.container.as_deref() == Some(ID)));
+        let found =
+            found.as_ref().map(|pod| (pod.qos, pod.uid.as_str(), pod.container.as_deref() == Some(ID)));
         assert_eq!(found, expected, "{path}");
     }
 
@@ -100,39 +102,57 @@ mod tests {
             // systemd driver
             (format!("kubepods.slice/kubepods-pod{under}.slice"), Some((Guaranteed, uid, false))),
             (
-                format!("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{under}.slice/cri-containerd-ID.scope"),
+                format!(
+                    "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{under}.slice/cri-containerd-ID.scope"
+                ),
                 Some((Burstable, uid, true)),
             ),
             (
-                format!("kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{under}.slice/crio-ID.scope/container"),
+                format!(
+                    "kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{under}.slice/crio-ID.scope/container"
+                ),
                 Some((BestEffort, uid, true)),
             ),
             (
-                format!("kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{under}.slice/crio-conmon-ID.scope"),
+                format!(
+                    "kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{under}.slice/crio-conmon-ID.scope"
+                ),
                 Some((BestEffort, uid, false)),
             ),
-            (format!("kubepods.slice/kubepods-pod{under}.slice/docker-ID.scope"), Some((Guaranteed, uid, true))),
+            (
+                format!("kubepods.slice/kubepods-pod{under}.slice/docker-ID.scope"),
+                Some((Guaranteed, uid, true)),
+            ),
             // cgroupfs driver
             (format!("kubepods/burstable/pod{uid}/ID"), Some((Burstable, uid, true))),
             (format!("kubepods/besteffort/pod{uid}"), Some((BestEffort, uid, false))),
             (format!("kubepods/pod{uid}/crio-ID"), Some((Guaranteed, uid, true))),
             // nested roots
             (
-                format!("kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod{under}.slice/cri-containerd-ID.scope"),
+                format!(
+                    "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod{under}.slice/cri-containerd-ID.scope"
+                ),
                 Some((Burstable, uid, true)),
             ),
             (format!("docker/ID/kubelet/kubepods/besteffort/pod{uid}/ID"), Some((BestEffort, uid, true))),
             (
-                format!("system.slice/docker-ID.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{under}.slice"),
+                format!(
+                    "system.slice/docker-ID.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{under}.slice"
+                ),
                 Some((Guaranteed, uid, false)),
             ),
             // mixed drivers
             (
-                format!("system.slice/containerd.service/kubepods-besteffort-pod{under}.slice:cri-containerd:ID"),
+                format!(
+                    "system.slice/containerd.service/kubepods-besteffort-pod{under}.slice:cri-containerd:ID"
+                ),
                 Some((BestEffort, uid, true)),
             ),
             // static pod
-            ("kubepods/burstable/pod4c96d4a1e5b06c1d1ae6bd3a2b8c7f0e/ID".into(), Some((Burstable, "4c96d4a1e5b06c1d1ae6bd3a2b8c7f0e", true))),
+            (
+                "kubepods/burstable/pod4c96d4a1e5b06c1d1ae6bd3a2b8c7f0e/ID".into(),
+                Some((Burstable, "4c96d4a1e5b06c1d1ae6bd3a2b8c7f0e", true)),
+            ),
             // not pods
             ("kubepods.slice".into(), None),
             ("kubepods.slice/kubepods-besteffort.slice".into(), None),

@@ -121,12 +121,15 @@ impl Part {
     /// Whether one component could match both.
     fn meets(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Name(a), Self::Name(b)) => {
-                intersect(a, b, |token| *token == Token::Many, |a, b| match (a, b) {
+            (Self::Name(a), Self::Name(b)) => intersect(
+                a,
+                b,
+                |token| *token == Token::Many,
+                |a, b| match (a, b) {
                     (Token::One(a), Token::One(b)) => a.meets(b),
                     _ => true,
-                })
-            }
+                },
+            ),
             _ => true,
         }
     }
@@ -233,7 +236,11 @@ mod tests {
             ("batch.slice", "batch.slice", true),
             ("/batch.slice/", "batch.slice", true),
             ("batch.slice", "batch.slice/job", false),
-            ("kubepods*/**/*pod*", "kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-podab.slice", true),
+            (
+                "kubepods*/**/*pod*",
+                "kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-podab.slice",
+                true,
+            ),
             ("kubepods/**/pod*", "kubepods/pod1", true),
             ("a/**", "a", true),
             ("a/**", "a/b/c", true),

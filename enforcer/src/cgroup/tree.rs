@@ -159,8 +159,12 @@ impl Tree {
         for hierarchy in hierarchies {
             self.visit(hierarchy, Path::new(""), changes);
         }
-        let gone: Vec<_> =
-            self.seen.iter().filter(|(_, seen)| seen.generation != self.generation).map(|(place, _)| place.clone()).collect();
+        let gone: Vec<_> = self
+            .seen
+            .iter()
+            .filter(|(_, seen)| seen.generation != self.generation)
+            .map(|(place, _)| place.clone())
+            .collect();
         for (hierarchy, path) in gone {
             self.forget(hierarchy, &path, changes);
         }

@@ -22,7 +22,8 @@ pub enum Insane {
 pub fn check(plan: &Plan, policy: &Policy) -> Result<(), Insane> {
     let is_trial = matches!(plan.reason, Reason::Trial { .. });
     for (&id, limit) in &plan.limits {
-        let group = policy.groups.get(id.0).filter(|group| group.class == Class::BE).ok_or(Insane::NotBe(id))?;
+        let group =
+            policy.groups.get(id.0).filter(|group| group.class == Class::BE).ok_or(Insane::NotBe(id))?;
         let is_below = limit.cores().is_some_and(|cores| cores < group.floor.cores());
         if is_below && !is_trial {
             return Err(Insane::BelowFloor(id));

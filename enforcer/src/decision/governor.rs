@@ -115,7 +115,8 @@ impl Governor {
     pub fn new(policy: &Policy, mode: Mode) -> Self {
         let groups = || policy.groups.iter().enumerate().map(|(index, group)| (GroupId(index), group));
         let be = groups().filter(|(_, group)| group.class == Class::BE);
-        let be = be.map(|(id, group)| BeGroup { id, floor: group.floor, exists: false, usage: 0.0, demand: 0.0 });
+        let be =
+            be.map(|(id, group)| BeGroup { id, floor: group.floor, exists: false, usage: 0.0, demand: 0.0 });
         let objectives = groups().flat_map(|(victim, group)| {
             let promised = [
                 (Signal::RequestLatency, group.slo.request_latency_p99),
@@ -143,7 +144,9 @@ impl Governor {
         self.observe(node, elapsed, spoilt);
         self.phase = match std::mem::replace(&mut self.phase, Phase::Free) {
             Phase::Free => self.look_for_trouble(),
-            Phase::Trial { trial, watched, proven } => self.go_on_trying(trial, watched, proven, node, spoilt),
+            Phase::Trial { trial, watched, proven } => {
+                self.go_on_trying(trial, watched, proven, node, spoilt)
+            }
             Phase::Squeeze(squeeze) => self.go_on_squeezing(squeeze, node, spoilt),
         };
         self.write_plan();
@@ -157,7 +160,8 @@ impl Governor {
         }
         for watched in &mut self.objectives {
             let Some(tally) = watched.tally(node) else { continue };
-            watched.rate_hz = averaged(watched.rate_hz, tally.total as f64 / elapsed.as_secs_f64(), elapsed, AVERAGE);
+            watched.rate_hz =
+                averaged(watched.rate_hz, tally.total as f64 / elapsed.as_secs_f64(), elapsed, AVERAGE);
             if tally.total > 0 {
                 watched.heard_at = node.taken_at;
             }
@@ -181,7 +185,8 @@ impl Governor {
         if !self.be_runs() || self.mode == Mode::Shadow {
             return Phase::Free;
         }
-        let Some(watched) = self.objectives.iter().position(|watched| watched.calls_for_trial(now, be_cores)) else {
+        let Some(watched) = self.objectives.iter().position(|watched| watched.calls_for_trial(now, be_cores))
+        else {
             return Phase::Free;
         };
         self.try_without_be(watched, None)
@@ -268,7 +273,9 @@ impl Governor {
         limits.clear();
         let existing = self.be.iter().filter(|be| be.exists);
         match &self.phase {
-            Phase::Trial { trial, .. } if trial.stops_be() => limits.extend(existing.map(|be| (be.id, STOPPED))),
+            Phase::Trial { trial, .. } if trial.stops_be() => {
+                limits.extend(existing.map(|be| (be.id, STOPPED)))
+            }
             Phase::Free | Phase::Trial { .. } => {}
             Phase::Squeeze(squeeze) => {
                 limits.extend(existing.map(|be| (be.id, be.limit(squeeze.hold.share()))));
@@ -289,7 +296,9 @@ impl Governor {
     }
 
     fn why_free(&self) -> Reason {
-        let Some(missed) = self.objectives.iter().find(|watched| watched.alarm.is_on()) else { return Reason::Met };
+        let Some(missed) = self.objectives.iter().find(|watched| watched.alarm.is_on()) else {
+            return Reason::Met;
+        };
         let objective = missed.objective;
         match missed.retry {
             _ if !self.be_runs() => Reason::NoBe { objective },

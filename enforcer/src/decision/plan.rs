@@ -76,7 +76,9 @@ impl Reason {
 
     /// A sentence for people. `name` gives the name of a group.
     pub fn sentence<'a>(&self, name: impl Fn(GroupId) -> &'a str) -> String {
-        let missed = |objective: &Objective| format!("{} misses its {} objective", name(objective.victim), objective.signal);
+        let missed = |objective: &Objective| {
+            format!("{} misses its {} objective", name(objective.victim), objective.signal)
+        };
         match self {
             Self::Met => "no objective is missed".to_owned(),
             Self::NoBe { objective } => format!("{}, but no BE runs", missed(objective)),
@@ -86,7 +88,9 @@ impl Reason {
                 comparison(effect),
                 retry_at.as_secs_f64()
             ),
-            Self::Trial { objective } => format!("{}: finding out whether BE is the cause", missed(objective)),
+            Self::Trial { objective } => {
+                format!("{}: finding out whether BE is the cause", missed(objective))
+            }
             Self::Squeeze { objective, share, effect } => format!(
                 "BE made {} miss its {} objective ({}); it keeps {:.0} % of what it wants above its floor",
                 name(objective.victim),
@@ -94,13 +98,16 @@ impl Reason {
                 comparison(effect),
                 share * 100.0
             ),
-            Self::Shadow { objective } => format!("{} while BE runs; shadow mode: nothing is tried", missed(objective)),
+            Self::Shadow { objective } => {
+                format!("{} while BE runs; shadow mode: nothing is tried", missed(objective))
+            }
         }
     }
 }
 
 fn comparison(effect: &Effect) -> String {
-    let percent = |share: Option<f64>| share.map_or_else(|| "-".to_owned(), |share| format!("{:.1} %", share * 100.0));
+    let percent =
+        |share: Option<f64>| share.map_or_else(|| "-".to_owned(), |share| format!("{:.1} %", share * 100.0));
     format!(
         "{} slow with BE, {} without, z {:.1}",
         percent(effect.with_be.share()),

@@ -65,10 +65,11 @@ impl KernelTypes {
     /// # Errors
     /// [`Error::Missing`] where this kernel has no such enumerator.
     pub fn enumerator(&self, enumeration: &str, name: &str) -> Result<u32, Error> {
-        let found = self.0.resolve_types_by_name(enumeration).unwrap_or_default().into_iter().find_map(|kind| {
-            let Type::Enum(kind) = kind else { return None };
-            kind.members.iter().find(|member| self.is_named(*member, name)).map(btf_rs::EnumMember::val)
-        });
+        let found =
+            self.0.resolve_types_by_name(enumeration).unwrap_or_default().into_iter().find_map(|kind| {
+                let Type::Enum(kind) = kind else { return None };
+                kind.members.iter().find(|member| self.is_named(*member, name)).map(btf_rs::EnumMember::val)
+            });
         found.ok_or_else(|| Error::Missing(format!("enum {enumeration}'s {name}")))
     }
 

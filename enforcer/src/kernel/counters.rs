@@ -2,7 +2,10 @@
 
 use std::{
     mem::offset_of,
-    sync::atomic::{AtomicU64, Ordering::{Acquire, Relaxed}},
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{Acquire, Relaxed},
+    },
 };
 
 use enforcer_ebpf::{
@@ -150,7 +153,9 @@ impl Counters {
     /// Time that `victim` waited while `culprit` ran, in ns.
     pub fn blame_ns(&self, victim: u32, culprit: u32) -> u64 {
         let row = self.sizes.victims * self.sizes.culprits;
-        self.per_cpu(&self.blame, row, victim * self.sizes.culprits + culprit).map(|words| words[0].load(Relaxed)).sum()
+        self.per_cpu(&self.blame, row, victim * self.sizes.culprits + culprit)
+            .map(|words| words[0].load(Relaxed))
+            .sum()
     }
 
     /// All culprit columns.

@@ -40,7 +40,9 @@ impl MappedArray {
         let words = self.words_per_element;
         // SAFETY: within the mapping, which is page-aligned and lives as long as `self`. The kernel writes it
         // concurrently with plain 64-bit or 32-bit stores; relaxed atomic loads are how to look at such memory.
-        unsafe { std::slice::from_raw_parts(self.memory.as_mut_ptr().cast::<AtomicU64>().add(index * words), words) }
+        unsafe {
+            std::slice::from_raw_parts(self.memory.as_mut_ptr().cast::<AtomicU64>().add(index * words), words)
+        }
     }
 
     /// The word of element `index` that holds the field at `offset` bytes.

@@ -104,7 +104,8 @@ impl Probes {
         let btf = Btf::from_sys_fs().map_err(|err| Error::Load(err.to_string()))?;
         let mut tracepoints = vec![("run_queue_wait", "sched_switch")];
         if support.wait_source == WaitSource::Wakeups {
-            tracepoints.extend([("runnable_since", "sched_wakeup"), ("runnable_since_birth", "sched_wakeup_new")]);
+            tracepoints
+                .extend([("runnable_since", "sched_wakeup"), ("runnable_since_birth", "sched_wakeup_new")]);
         }
         for (program, tracepoint) in tracepoints {
             attach_tracepoint(&mut ebpf, program, tracepoint, &btf)
@@ -131,7 +132,8 @@ impl Probes {
         direction: CgroupSkbAttachType,
         directory: &File,
     ) -> Result<CgroupSkbLink, ProgramError> {
-        let program: &mut CgroupSkb = self.ebpf.program_mut(name).expect("BUG: no such program").try_into()?;
+        let program: &mut CgroupSkb =
+            self.ebpf.program_mut(name).expect("BUG: no such program").try_into()?;
         // With a link, `Single` only means that no flag is passed; other programs stay attached.
         let link = program.attach(directory.as_fd(), direction, CgroupAttachMode::Single)?;
         program.take_link(link)
@@ -197,7 +199,8 @@ impl Maps {
         let Sizes { cpus, slots, victims, culprits } = sizes;
         let map = |name, element_bytes, elements: u32| {
             let data = array(ebpf.map(name));
-            MappedArray::new(data.fd(), element_bytes, elements as usize).map_err(|source| Error::Map { name, source })
+            MappedArray::new(data.fd(), element_bytes, elements as usize)
+                .map_err(|source| Error::Map { name, source })
         };
         let table = map("TABLE", size_of::<table::Bucket>(), table::BUCKET_COUNT)?;
         let counters = Counters::new(
@@ -223,7 +226,12 @@ fn array(map: Option<&Map>) -> &MapData {
     }
 }
 
-fn attach_tracepoint(ebpf: &mut Ebpf, program: &str, tracepoint: &str, btf: &Btf) -> Result<(), ProgramError> {
+fn attach_tracepoint(
+    ebpf: &mut Ebpf,
+    program: &str,
+    tracepoint: &str,
+    btf: &Btf,
+) -> Result<(), ProgramError> {
     let program: &mut BtfTracePoint = ebpf.program_mut(program).expect("BUG: no such program").try_into()?;
     program.load(tracepoint, btf)?;
     program.attach()?;

@@ -55,7 +55,8 @@ impl Support {
                 *offset += cpu_controller * 8;
             }
         }
-        let state = types.offset_of("task_struct", "__state").or_else(|_| types.offset_of("task_struct", "state"))?;
+        let state =
+            types.offset_of("task_struct", "__state").or_else(|_| types.offset_of("task_struct", "state"))?;
         offsets.push(("OFF_STATE", state));
 
         let sched_info = if force_wakeups { None } else { offsets_of(&types, &SCHED_INFO).ok() };

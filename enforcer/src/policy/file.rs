@@ -71,7 +71,10 @@ pub fn parse(text: &str, cpus: u32) -> Result<Policy, Wrong> {
     for entry in &file.groups {
         let (group, pattern_lines) = group(&entry.value)?;
         if groups.iter().any(|earlier| earlier.name == group.name) {
-            return Err(wrong(&entry.value.name, format!("a group named {:?} exists already: rename one", group.name)));
+            return Err(wrong(
+                &entry.value.name,
+                format!("a group named {:?} exists already: rename one", group.name),
+            ));
         }
         for (pattern, line) in group.patterns.iter().zip(&pattern_lines) {
             refuse_overlap(pattern, *line, &groups, &lines)?;
@@ -92,7 +95,8 @@ pub fn parse(text: &str, cpus: u32) -> Result<Policy, Wrong> {
 
 fn group(entry: &GroupEntry) -> Result<(Group, Vec<u64>), Wrong> {
     let name = &entry.name.value;
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.' | '_' | '/');
+    let allowed =
+        |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.' | '_' | '/');
     if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(allowed) {
         let what = format!("{name:?} cannot name a group: use 1 to {NAME_MAX} of a-z, 0-9, -, ., _ and /");
         return Err(wrong(&entry.name, what));
@@ -121,7 +125,8 @@ fn group(entry: &GroupEntry) -> Result<(Group, Vec<u64>), Wrong> {
             floor.value.parse().map_err(|err| wrong(floor, format!("group {name:?}: floor {err}")))?
         }
         (Class::LS, Some(floor)) => {
-            let what = format!("group {name:?} is LS, which is never limited: remove the floor, or make it BE");
+            let what =
+                format!("group {name:?} is LS, which is never limited: remove the floor, or make it BE");
             return Err(wrong(floor, what));
         }
     };
@@ -132,11 +137,15 @@ fn slo_of(group: &str, entry: &SloEntry) -> Result<Slo, Wrong> {
     let objective = |what: &str, percentiles: &Option<Percentiles>| {
         let Some(Percentiles { p99 }) = percentiles else { return Ok(None) };
         let duration = humantime::parse_duration(&p99.value).map_err(|err| {
-            wrong(p99, format!("group {group:?}: {what} {:?} is no duration ({err}): write 5ms or 250us", p99.value))
+            wrong(
+                p99,
+                format!("group {group:?}: {what} {:?} is no duration ({err}): write 5ms or 250us", p99.value),
+            )
         })?;
         if !OBJECTIVE.contains(&duration) {
             let (low, high) = (OBJECTIVE.start(), OBJECTIVE.end());
-            let what = format!("group {group:?}: {what} must lie between {low:?} and {high:?}, not {duration:?}");
+            let what =
+                format!("group {group:?}: {what} must lie between {low:?} and {high:?}, not {duration:?}");
             return Err(wrong(p99, what));
         }
         Ok(Some(duration))
@@ -179,8 +188,12 @@ fn check_floors(floors: MilliCores, cpus: u32, group: &Group, entry: &GroupEntry
 fn cgroups_max(limits: &Limits) -> Result<u32, Wrong> {
     let Some(cgroups) = &limits.cgroups else { return Ok(DEFAULT_CGROUPS) };
     if !CGROUPS.contains(&cgroups.value) {
-        let what =
-            format!("limits.cgroups must lie between {} and {}, not {}", CGROUPS.start(), CGROUPS.end(), cgroups.value);
+        let what = format!(
+            "limits.cgroups must lie between {} and {}, not {}",
+            CGROUPS.start(),
+            CGROUPS.end(),
+            cgroups.value
+        );
         return Err(wrong(cgroups, what));
     }
     Ok(cgroups.value)

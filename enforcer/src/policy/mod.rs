@@ -77,6 +77,10 @@ impl Policy {
     pub fn load(path: &Path, cpus: u32) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
-        file::parse(&text, cpus).map_err(|file::Wrong { line, what }| Error::Wrong { path: path.to_owned(), line, what })
+        file::parse(&text, cpus).map_err(|file::Wrong { line, what }| Error::Wrong {
+            path: path.to_owned(),
+            line,
+            what,
+        })
     }
 }

@@ -198,7 +198,8 @@ impl Ledger {
     pub fn plan(&mut self, plan: &Plan, elapsed: Duration) {
         self.reason = plan.reason;
         let label = plan.reason.label();
-        let place = Reason::LABELS.iter().position(|known| *known == label).expect("BUG: LABELS lacks a label");
+        let place =
+            Reason::LABELS.iter().position(|known| *known == label).expect("BUG: LABELS lacks a label");
         self.reason_time[place] += elapsed;
         for (index, group) in self.groups.iter_mut().enumerate() {
             group.limit = plan.limits.get(&crate::model::GroupId(index)).copied();

@@ -52,10 +52,22 @@ fn families(ledger: &Ledger, process: &Process) -> Vec<MetricFamily> {
     let mut families = node(ledger);
     families.extend(groups(ledger));
     families.extend([
-        counter("process_cpu_seconds_total", "CPU time that the agent used", [sample([], process.cpu.as_secs_f64())]),
-        gauge("process_resident_memory_bytes", "Memory that the agent holds", [sample([], process.resident_bytes as f64)]),
+        counter(
+            "process_cpu_seconds_total",
+            "CPU time that the agent used",
+            [sample([], process.cpu.as_secs_f64())],
+        ),
+        gauge(
+            "process_resident_memory_bytes",
+            "Memory that the agent holds",
+            [sample([], process.resident_bytes as f64)],
+        ),
         gauge("process_open_fds", "Files that the agent has open", [sample([], process.open_fds as f64)]),
-        gauge("process_start_time_seconds", "When the agent started, since the epoch", [sample([], process.started_at as f64)]),
+        gauge(
+            "process_start_time_seconds",
+            "When the agent started, since the epoch",
+            [sample([], process.started_at as f64)],
+        ),
     ]);
     families.retain(|family| !family.get_metric().is_empty());
     families
@@ -74,7 +86,11 @@ fn node(ledger: &Ledger) -> Vec<MetricFamily> {
             "Always 1; version and the way in which waits are measured",
             [sample([("version", env!("CARGO_PKG_VERSION")), ("wait_source", wait_source)], 1.0)],
         ),
-        gauge("enforcer_shadow", "1 in shadow mode, in which nothing is written", [sample([], f64::from(u8::from(ledger.shadow)))]),
+        gauge(
+            "enforcer_shadow",
+            "1 in shadow mode, in which nothing is written",
+            [sample([], f64::from(u8::from(ledger.shadow)))],
+        ),
         counter("enforcer_ticks_total", "Looks at the node", [sample([], ledger.ticks as f64)]),
         gauge(
             "enforcer_decision",
@@ -86,8 +102,16 @@ fn node(ledger: &Ledger) -> Vec<MetricFamily> {
             "Time for which plans were in force, by their reason",
             reasons().map(|(label, time)| sample([("reason", label)], time.as_secs_f64())),
         ),
-        counter("enforcer_limit_writes_total", "CPU limits written, restorations included", [sample([], ledger.writes as f64)]),
-        counter("enforcer_limit_write_errors_total", "CPU limits that could not be read or written", [sample([], ledger.write_errors as f64)]),
+        counter(
+            "enforcer_limit_writes_total",
+            "CPU limits written, restorations included",
+            [sample([], ledger.writes as f64)],
+        ),
+        counter(
+            "enforcer_limit_write_errors_total",
+            "CPU limits that could not be read or written",
+            [sample([], ledger.write_errors as f64)],
+        ),
         counter(
             "enforcer_limit_foreign_writes_total",
             "Times that somebody else had changed a limit of enforcer's",
@@ -96,12 +120,27 @@ fn node(ledger: &Ledger) -> Vec<MetricFamily> {
         counter(
             "enforcer_probe_drops_total",
             "Events that a probe could not count, by cause",
-            Drop::ALL.into_iter().zip(ledger.drops).map(|(cause, count)| sample([("cause", cause_label(cause))], count as f64)),
+            Drop::ALL
+                .into_iter()
+                .zip(ledger.drops)
+                .map(|(cause, count)| sample([("cause", cause_label(cause))], count as f64)),
         ),
         gauge("enforcer_slots_used", "Cgroups counted on their own", [sample([], ledger.slots_used as f64)]),
-        gauge("enforcer_slots_capacity", "Cgroups that can be counted on their own", [sample([], f64::from(ledger.slots_capacity))]),
-        gauge("enforcer_cgroups_unwatched", "Cgroups found by rescans only, for lack of inotify watches", [sample([], ledger.unwatched as f64)]),
-        gauge("enforcer_probe_memory_bytes", "Kernel memory of the probes' tables", [sample([], ledger.sizes.memory_bytes() as f64)]),
+        gauge(
+            "enforcer_slots_capacity",
+            "Cgroups that can be counted on their own",
+            [sample([], f64::from(ledger.slots_capacity))],
+        ),
+        gauge(
+            "enforcer_cgroups_unwatched",
+            "Cgroups found by rescans only, for lack of inotify watches",
+            [sample([], ledger.unwatched as f64)],
+        ),
+        gauge(
+            "enforcer_probe_memory_bytes",
+            "Kernel memory of the probes' tables",
+            [sample([], ledger.sizes.memory_bytes() as f64)],
+        ),
         gauge(
             "enforcer_steal_ratio",
             "Share of the node's CPU time that the hypervisor gave to others, between the last two looks",
@@ -119,7 +158,9 @@ fn groups(ledger: &Ledger) -> Vec<MetricFamily> {
         gauge(
             "enforcer_group_info",
             "Always 1; the class of a group",
-            groups.iter().map(|group| sample([("group", group.name.as_str()), ("class", &group.class.to_string())], 1.0)),
+            groups.iter().map(|group| {
+                sample([("group", group.name.as_str()), ("class", &group.class.to_string())], 1.0)
+            }),
         ),
         gauge("enforcer_cgroups", "Cgroups counted for a group", each(|group| Some(group.cgroups as f64))),
         gauge(
@@ -127,8 +168,16 @@ fn groups(ledger: &Ledger) -> Vec<MetricFamily> {
             "Cgroups of a group that found no slot and count as other",
             each(|group| Some(group.cgroups_uncounted as f64)),
         ),
-        counter("enforcer_cpu_seconds_total", "CPU time of a group", each(|group| Some(group.cpu.total().as_secs_f64()))),
-        counter("enforcer_context_switches_total", "Times that a task of a group got a CPU", each(|group| Some(group.switches as f64))),
+        counter(
+            "enforcer_cpu_seconds_total",
+            "CPU time of a group",
+            each(|group| Some(group.cpu.total().as_secs_f64())),
+        ),
+        counter(
+            "enforcer_context_switches_total",
+            "Times that a task of a group got a CPU",
+            each(|group| Some(group.switches as f64)),
+        ),
         durations(
             "enforcer_run_queue_wait_seconds",
             "From runnable to running",
@@ -152,11 +201,21 @@ fn groups(ledger: &Ledger) -> Vec<MetricFamily> {
                 Some(group.requests.as_ref()?.tally.slow as f64)
             }),
         ),
-        gauge("enforcer_slo_seconds", "Objective: at most 1 % may be slower", groups.iter().flat_map(objectives)),
-        counter("enforcer_run_queue_blame_seconds_total", "Time that a victim waited while a culprit ran", blame(ledger)),
-        gauge("enforcer_cpu_floor_cores", "CPU that a BE group keeps under any squeeze", each(|group| {
-            (group.class == crate::policy::Class::BE).then(|| group.floor.cores())
-        })),
+        gauge(
+            "enforcer_slo_seconds",
+            "Objective: at most 1 % may be slower",
+            groups.iter().flat_map(objectives),
+        ),
+        counter(
+            "enforcer_run_queue_blame_seconds_total",
+            "Time that a victim waited while a culprit ran",
+            blame(ledger),
+        ),
+        gauge(
+            "enforcer_cpu_floor_cores",
+            "CPU that a BE group keeps under any squeeze",
+            each(|group| (group.class == crate::policy::Class::BE).then(|| group.floor.cores())),
+        ),
         gauge(
             "enforcer_cpu_limit_cores",
             "Limit that enforcer puts on a group; absent where it puts none",
@@ -171,7 +230,10 @@ fn groups(ledger: &Ledger) -> Vec<MetricFamily> {
 }
 
 fn objectives(group: &GroupLedger) -> impl Iterator<Item = Metric> {
-    let slo = [("request_latency", group.slo.request_latency_p99), ("run_queue_wait", group.slo.run_queue_wait_p99)];
+    let slo = [
+        ("request_latency", group.slo.request_latency_p99),
+        ("run_queue_wait", group.slo.run_queue_wait_p99),
+    ];
     slo.into_iter().filter_map(|(signal, objective)| {
         Some(sample([("group", group.name.as_str()), ("signal", signal)], objective?.as_secs_f64()))
     })

@@ -95,8 +95,10 @@ impl GroupStatus {
     fn of(group: &GroupLedger, ledger: &Ledger, window: f64) -> Self {
         let named = |column: u32, time: Duration| (ledger.culprit(column).to_owned(), time.as_secs_f64());
         let recent = group.blame.iter().map(|(&column, time)| named(column, time.recent()));
-        let mut blame: Vec<(String, f64)> =
-            recent.filter(|(_, seconds)| *seconds > 0.0).map(|(name, seconds)| (name, seconds / window)).collect();
+        let mut blame: Vec<(String, f64)> = recent
+            .filter(|(_, seconds)| *seconds > 0.0)
+            .map(|(name, seconds)| (name, seconds / window))
+            .collect();
         blame.sort_by(|a, b| b.1.total_cmp(&a.1));
         Self {
             name: group.name.clone(),
@@ -110,7 +112,11 @@ impl GroupStatus {
                 .map(|requests| DurationsStatus::of(requests, group.slo.request_latency_p99, window)),
             waits: DurationsStatus::of(&group.waits, group.slo.run_queue_wait_p99, window),
             blame,
-            blame_seconds_total: group.blame.iter().map(|(&column, time)| named(column, time.total())).collect(),
+            blame_seconds_total: group
+                .blame
+                .iter()
+                .map(|(&column, time)| named(column, time.total()))
+                .collect(),
             limit_cores: group.limit.and_then(crate::model::CpuLimit::cores),
             floor_cores: (group.class == Class::BE).then(|| group.floor.cores()),
         }

@@ -109,7 +109,8 @@ fn key_within(wait: Duration) -> std::io::Result<Option<KeyCode>> {
 
 fn draw(frame: &mut Frame<'_>, status: &Status, selection: &mut TableState) {
     let [head, body, foot] =
-        Layout::vertical([Constraint::Length(2), Constraint::Min(3), Constraint::Length(2)]).areas(frame.area());
+        Layout::vertical([Constraint::Length(2), Constraint::Min(3), Constraint::Length(2)])
+            .areas(frame.area());
     frame.render_widget(Paragraph::new(headline(status)), head);
     let header = Row::new(COLUMNS.map(|(title, _)| title)).style(Style::new().reversed());
     let rows = status.groups.iter().map(|group| {
@@ -134,7 +135,8 @@ fn headline(status: &Status) -> Vec<Line<'static>> {
         }
         _ => "agent's own cost unknown".to_owned(),
     };
-    let steal = status.steal_ratio.map_or_else(|| "unknown".to_owned(), |steal| format!("{:.1} %", steal * 100.0));
+    let steal =
+        status.steal_ratio.map_or_else(|| "unknown".to_owned(), |steal| format!("{:.1} %", steal * 100.0));
     vec![
         Line::from(format!("enforcer {} — {mode} — {agent} — steal {steal}", status.version)),
         Line::from(format!("figures of the last {:.0} s", status.window_seconds)).dim(),
@@ -145,15 +147,19 @@ fn cells(group: &GroupStatus) -> [String; COLUMNS.len()] {
     let requests = group.requests.as_ref();
     let of_requests = |value: fn(&DurationsStatus) -> Option<f64>| requests.and_then(value);
     let objective = of_requests(|requests| requests.objective_seconds).or(group.waits.objective_seconds);
-    let culprit = group.blame.first().map_or_else(|| "-".to_owned(), |(name, share)| {
-        let of_all = share / group.blame.iter().map(|(_, share)| share).sum::<f64>();
-        format!("{name} {:.0} %", of_all * 100.0)
-    });
+    let culprit = group.blame.first().map_or_else(
+        || "-".to_owned(),
+        |(name, share)| {
+            let of_all = share / group.blame.iter().map(|(_, share)| share).sum::<f64>();
+            format!("{name} {:.0} %", of_all * 100.0)
+        },
+    );
     [
         group.name.clone(),
         group.class.to_string(),
         format!("{:.2}", group.cpu_cores),
-        of_requests(|requests| Some(requests.rate_hz)).map_or_else(|| "-".to_owned(), |rate| format!("{rate:.0}")),
+        of_requests(|requests| Some(requests.rate_hz))
+            .map_or_else(|| "-".to_owned(), |rate| format!("{rate:.0}")),
         time(of_requests(|requests| requests.p50_seconds)),
         time(of_requests(|requests| requests.p99_seconds)),
         time(objective),
@@ -171,7 +177,9 @@ fn styles(group: &GroupStatus) -> [Style; COLUMNS.len()] {
         styles[0] = Style::new().bold();
     }
     let missed = |durations: &DurationsStatus| {
-        durations.objective_seconds.is_some_and(|objective| durations.p99_seconds.is_some_and(|p99| p99 > objective))
+        durations
+            .objective_seconds
+            .is_some_and(|objective| durations.p99_seconds.is_some_and(|p99| p99 > objective))
     };
     let alarm = Style::new().fg(Color::Red).bold();
     if group.requests.as_ref().is_some_and(missed) {

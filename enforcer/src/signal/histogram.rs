@@ -45,7 +45,10 @@ impl Counts {
     /// How many durations were shorter than `1 << exponent` ns; exact for exponents 10 to 33.
     pub fn below_power_of_two(&self, exponent: u32) -> u64 {
         let limit = 1 << exponent;
-        (0..BUCKETS).take_while(|&bucket| lower_bound_ns(bucket + 1) <= limit).map(|bucket| self.0[bucket]).sum()
+        (0..BUCKETS)
+            .take_while(|&bucket| lower_bound_ns(bucket + 1) <= limit)
+            .map(|bucket| self.0[bucket])
+            .sum()
     }
 
     /// The duration that `quantile` (0 to 1) of all are no longer than. `None` when nothing was counted.
@@ -73,7 +76,11 @@ impl Counts {
     }
 
     /// The duration at `share` (0 to 1) of a bucket.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a positive duration below 2^34 ns")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a positive duration below 2^34 ns"
+    )]
     fn place_in(&self, bucket: usize, share: f64) -> u64 {
         if bucket == 0 || bucket == BUCKETS - 1 {
             // Open-ended: its bound is all that is known.
@@ -112,7 +119,12 @@ mod tests {
         let exact = durations_ns[rank - 1] as f64;
         let found = counts(durations_ns).quantile(quantile).unwrap().as_nanos() as f64;
         let error = (found - exact).abs() / exact;
-        assert!(error <= 0.12, "p{}: {found} instead of {exact}, {:.1} % off", quantile * 100.0, error * 100.0);
+        assert!(
+            error <= 0.12,
+            "p{}: {found} instead of {exact}, {:.1} % off",
+            quantile * 100.0,
+            error * 100.0
+        );
     }
 
     proptest! {

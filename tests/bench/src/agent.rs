@@ -56,9 +56,14 @@ fn row(args: &Args, groups: usize) -> Result<Value> {
     fs::create_dir_all(&state)?;
     let policy = state.join("policy.yaml");
     fs::write(&policy, policy_text(&sandbox, groups)?)?;
-    let address = SocketAddr::from(([127, 0, 0, 1], TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port()));
+    let address =
+        SocketAddr::from(([127, 0, 0, 1], TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port()));
     let mut command = exec_in(None, Signal::TERM, &args.agent)?;
-    command.args(["agent", "--listen", &address.to_string(), "--policy"]).arg(&policy).arg("--state-dir").arg(&state);
+    command
+        .args(["agent", "--listen", &address.to_string(), "--policy"])
+        .arg(&policy)
+        .arg("--state-dir")
+        .arg(&state);
     command.stdin(Stdio::null()).stdout(Stdio::null()).env("ENFORCER_LOG", "warn");
     let mut agent = Process::start("the agent", &mut command)?;
 

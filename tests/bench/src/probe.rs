@@ -68,7 +68,8 @@ pub fn run(args: &Args) -> Result<Value> {
         let differences = with.iter().zip(&nothing).map(|(with, without)| with - without);
         spread(differences.collect())
     };
-    let (empty, probe, by_wakeups, runqlat) = (extra(&empty), extra(&probe), extra(&by_wakeups), extra(&runqlat));
+    let (empty, probe, by_wakeups, runqlat) =
+        (extra(&empty), extra(&probe), extra(&by_wakeups), extra(&runqlat));
     Ok(json!({
         "empty_ns": empty.0,
         "probe_ns": probe.0,
@@ -96,7 +97,8 @@ fn measure_all(args: &Args, hierarchy: Hierarchy, inode: u64) -> Result<[Vec<f64
         eprintln!("round {} of {}", round + 1, args.rounds);
         for (variant, times) in VARIANTS.into_iter().zip(&mut times) {
             let attached = attach(variant, hierarchy, inode)?;
-            let per_switch = ping_pong(args.round_trips)?.as_nanos() as f64 / f64::from(args.round_trips) / 2.0;
+            let per_switch =
+                ping_pong(args.round_trips)?.as_nanos() as f64 / f64::from(args.round_trips) / 2.0;
             times.push(per_switch);
             attached.check(args.round_trips)?;
         }
@@ -115,7 +117,11 @@ impl Programs {
     fn check(&self, round_trips: u32) -> Result<()> {
         if let Self::Probe(loaded, slot) = self {
             let totals = loaded.counters.wait(*slot);
-            anyhow::ensure!(totals.waits > u64::from(round_trips), "the probe saw {} waits only", totals.waits);
+            anyhow::ensure!(
+                totals.waits > u64::from(round_trips),
+                "the probe saw {} waits only",
+                totals.waits
+            );
         }
         Ok(())
     }
@@ -147,7 +153,8 @@ fn probe(source: WaitSource, hierarchy: Hierarchy, inode: u64) -> Result<Program
 fn compared(programs: &[(&str, &str)]) -> Result<Ebpf> {
     let types = KernelTypes::of_running_kernel()?;
     let pid = types.offset_of("task_struct", "pid")?;
-    let state = types.offset_of("task_struct", "__state").or_else(|_| types.offset_of("task_struct", "state"))?;
+    let state =
+        types.offset_of("task_struct", "__state").or_else(|_| types.offset_of("task_struct", "state"))?;
     let mut ebpf = EbpfLoader::new()
         .override_global("OFF_PID", &pid, true)
         .override_global("OFF_STATE", &state, true)

@@ -137,10 +137,8 @@ impl Client {
     /// Takes in answers until `until`, or until some came.
     fn receive(&mut self, until: Instant, measured: &mut Measured) -> Result<()> {
         let timeout = until.saturating_duration_since(Instant::now());
-        let timeout = Timespec {
-            tv_sec: i64::try_from(timeout.as_secs())?,
-            tv_nsec: timeout.subsec_nanos().into(),
-        };
+        let timeout =
+            Timespec { tv_sec: i64::try_from(timeout.as_secs())?, tv_nsec: timeout.subsec_nanos().into() };
         let busy: Vec<usize> =
             (0..self.connections.len()).filter(|&index| self.connections[index].intended.is_some()).collect();
         let mut polled: Vec<PollFd<'_>> =

@@ -37,7 +37,9 @@ impl Protocol {
     pub fn is_complete(self, received: &[u8]) -> bool {
         match self {
             Self::Echo => received.len() >= ECHO_BYTES,
-            Self::Redis => received.len() >= format!("${REDIS_VALUE_BYTES}\r\n\r\n").len() + REDIS_VALUE_BYTES,
+            Self::Redis => {
+                received.len() >= format!("${REDIS_VALUE_BYTES}\r\n\r\n").len() + REDIS_VALUE_BYTES
+            }
             Self::Http => {
                 let Some(head) = find(received, b"\r\n\r\n") else { return false };
                 received.len() >= head + 4 + content_length(&received[..head])

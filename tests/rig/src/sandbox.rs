@@ -25,7 +25,9 @@ impl Hosts {
             let [_, point, kind, options, ..] = fields[..] else { continue };
             match kind {
                 "cgroup2" => found.v2 = Some(point.into()),
-                "cgroup" if options.split(',').any(|option| option == "cpu") => found.v1_cpu = Some(point.into()),
+                "cgroup" if options.split(',').any(|option| option == "cpu") => {
+                    found.v1_cpu = Some(point.into())
+                }
                 _ => {}
             }
         }
@@ -131,7 +133,8 @@ impl Group {
         let directory = self.cpu_directory();
         let read = |name: &str| -> Result<String> {
             let path = directory.join(name);
-            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let text =
+                fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
             Ok(text.trim().to_owned())
         };
         if self.hosts.v1_cpu.is_some() {
@@ -147,7 +150,10 @@ impl Group {
     pub fn cpu_time(&self) -> Result<Duration> {
         let path = self.v2_directory().context("no v2 hierarchy to read CPU time from")?.join("cpu.stat");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let usec = text.lines().find_map(|line| line.strip_prefix("usage_usec ")).context("cpu.stat has no usage_usec")?;
+        let usec = text
+            .lines()
+            .find_map(|line| line.strip_prefix("usage_usec "))
+            .context("cpu.stat has no usage_usec")?;
         Ok(Duration::from_micros(usec.parse()?))
     }
 
@@ -191,7 +197,8 @@ impl Drop for Sandbox {
 }
 
 fn make(directory: &Path) -> Result<()> {
-    fs::create_dir_all(directory).with_context(|| format!("cannot make the cgroup {}: run as root", directory.display()))
+    fs::create_dir_all(directory)
+        .with_context(|| format!("cannot make the cgroup {}: run as root", directory.display()))
 }
 
 fn set(file: &Path, value: &str) -> Result<()> {
@@ -241,7 +248,8 @@ fn remove_leftovers(mount: &Path, prefix: &str) {
     for entry in fs::read_dir(mount).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let pid = name.to_str().and_then(|name| name.strip_prefix(prefix)?.strip_prefix('-'));
-        let is_dead = pid.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists());
+        let is_dead =
+            pid.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists());
         if is_dead {
             remove(&entry.path());
         }

@@ -59,7 +59,8 @@ impl Scene {
         // Twice as many threads as CPUs: no CPU is ever free.
         let threads = std::thread::available_parallelism()?.get() * 2;
         command.args(["antagonist", "cpu-spin", "--threads", &threads.to_string()]);
-        let antagonist = Process::start("the antagonist", command.stdin(Stdio::null()).stdout(Stdio::null()))?;
+        let antagonist =
+            Process::start("the antagonist", command.stdin(Stdio::null()).stdout(Stdio::null()))?;
         self.antagonist = Some(antagonist);
         Ok(())
     }
@@ -128,7 +129,12 @@ pub fn kill_9() -> Result<()> {
     let begun = Instant::now();
     let mut next = Agent::spawn(&scene.files, &scene.policy(), &["--shadow"])?;
     while scene.be.cpu_limit()? != owners {
-        ensure!(begun.elapsed() < RESTORED_WITHIN, "not restored after {:?}: {}", begun.elapsed(), scene.be.cpu_limit()?);
+        ensure!(
+            begun.elapsed() < RESTORED_WITHIN,
+            "not restored after {:?}: {}",
+            begun.elapsed(),
+            scene.be.cpu_limit()?
+        );
         sleep(Duration::from_millis(5));
     }
     println!("restored within {:?} of the restart", begun.elapsed());
@@ -179,17 +185,25 @@ pub fn churn() -> Result<()> {
     );
     let mut agent = Agent::start(&files, &policy, &[])?;
     churn_some(&sandbox, 200)?;
-    agent.wait_for("all have gone", |agent| Ok(agent.status()?.groups.iter().all(|group| group.cgroups == 0)))?;
+    agent.wait_for("all have gone", |agent| {
+        Ok(agent.status()?.groups.iter().all(|group| group.cgroups == 0))
+    })?;
     let (before, fds_before) = (agent.status()?, open_files(&agent)?);
 
     churn_some(&sandbox, CGROUPS)?;
-    agent.wait_for("all have gone", |agent| Ok(agent.status()?.groups.iter().all(|group| group.cgroups == 0)))?;
+    agent.wait_for("all have gone", |agent| {
+        Ok(agent.status()?.groups.iter().all(|group| group.cgroups == 0))
+    })?;
     let (after, fds_after) = (agent.status()?, open_files(&agent)?);
     let (_, metrics) = agent.get("/metrics")?;
-    let counted = metrics.lines().find(|line| line.starts_with("enforcer_slots_used ")).context("no slots metric")?;
+    let counted =
+        metrics.lines().find(|line| line.starts_with("enforcer_slots_used ")).context("no slots metric")?;
     ensure!(counted.ends_with(" 0"), "{counted}");
     ensure!(fds_after <= fds_before + 1, "{fds_before} files open before, {fds_after} after");
-    let grown = after.agent_resident_bytes.zip(before.agent_resident_bytes).map(|(after, before)| after.saturating_sub(before));
+    let grown = after
+        .agent_resident_bytes
+        .zip(before.agent_resident_bytes)
+        .map(|(after, before)| after.saturating_sub(before));
     ensure!(grown.is_some_and(|bytes| bytes < 2 << 20), "memory grew by {grown:?} bytes");
     println!("{CGROUPS} cgroups: memory grew by {grown:?} bytes, files {fds_before} -> {fds_after}");
     agent.stop()?;

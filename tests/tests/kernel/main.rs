@@ -20,16 +20,32 @@ fn main() {
         trial("waits_are_counted_by_v1_directories", &[Root, Probes, V1Cpu], waits::by_v1_directory),
         trial("blame_of_one_group_adds_up_to_run_delay", &[Root, Probes, SchedInfo], waits::blame_of_one),
         trial("blame_of_two_groups_adds_up_to_run_delay", &[Root, Probes, SchedInfo], waits::blame_of_two),
-        trial("a_task_that_nothing_interrupts_is_on_the_cpu_all_the_same", &[Root, Probes], waits::unfinished),
+        trial(
+            "a_task_that_nothing_interrupts_is_on_the_cpu_all_the_same",
+            &[Root, Probes],
+            waits::unfinished,
+        ),
         trial("full_tables_are_told_and_nothing_is_miscounted", &[Root, Probes], waits::full_table),
         trial("requests_over_ipv4_are_counted_to_the_last", &[Root, Probes], requests::over_ipv4),
         trial("requests_over_ipv6_are_counted_to_the_last", &[Root, Probes, Ipv6], requests::over_ipv6),
         trial("calls_to_others_are_not_requests_served", &[Root, Probes], requests::client_role),
         trial("slow_requests_are_told_from_fast_ones", &[Root, Probes], requests::slow_ones),
-        trial("be_is_squeezed_while_it_hurts_and_restored_on_sigterm", &[Root, Probes, TwoCpus], limits::squeeze),
-        trial("what_a_killed_agent_left_is_restored_at_the_next_start", &[Root, Probes, TwoCpus], limits::kill_9),
+        trial(
+            "be_is_squeezed_while_it_hurts_and_restored_on_sigterm",
+            &[Root, Probes, TwoCpus],
+            limits::squeeze,
+        ),
+        trial(
+            "what_a_killed_agent_left_is_restored_at_the_next_start",
+            &[Root, Probes, TwoCpus],
+            limits::kill_9,
+        ),
         trial("shadow_mode_writes_nothing", &[Root, Probes, TwoCpus], limits::shadow),
-        trial("a_v1_parent_is_squeezed_below_its_childrens_limits", &[Root, Probes, V1Cpu, TwoCpus], limits::v1_children),
+        trial(
+            "a_v1_parent_is_squeezed_below_its_childrens_limits",
+            &[Root, Probes, V1Cpu, TwoCpus],
+            limits::v1_children,
+        ),
         trial("a_thousand_cgroups_come_and_go_without_a_trace", &[Root, Probes], limits::churn),
     ];
     libtest_mimic::run(&arguments, trials).exit();

@@ -101,7 +101,8 @@ fn served_over(listen: SocketAddr) -> Result<()> {
     ensure!(totals.served == REQUESTS, "{} of {REQUESTS} requests", totals.served);
     let mean_ms = totals.latency_ns as f64 / 1e6 / totals.served as f64;
     ensure!((1.0..50.0).contains(&mean_ms), "a request that computes for 1 ms took {mean_ms:.3} ms");
-    let in_histogram: u64 = scene.loaded.counters.request_histogram(VICTIM).iter().map(|&n| u64::from(n)).sum();
+    let in_histogram: u64 =
+        scene.loaded.counters.request_histogram(VICTIM).iter().map(|&n| u64::from(n)).sum();
     ensure!(in_histogram == REQUESTS, "{in_histogram} in the histogram");
     scene.nothing_dropped()
 }
@@ -122,7 +123,17 @@ pub fn client_role() -> Result<()> {
         Ok(())
     });
     let mut command = workload_in(&scene.ls)?;
-    command.args(["load", "--to", &address.to_string(), "--rate", "200", "--seconds", "2", "--connections", "1"]);
+    command.args([
+        "load",
+        "--to",
+        &address.to_string(),
+        "--rate",
+        "200",
+        "--seconds",
+        "2",
+        "--connections",
+        "1",
+    ]);
     let report = Process::start("the calling client", piped(&mut command))?.output()?;
     elsewhere.join().expect("the server does not panic")?;
     ensure!(report.contains("\"requests\":"), "{report}");

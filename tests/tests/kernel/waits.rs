@@ -95,7 +95,8 @@ fn two_that_share_a_cpu(source: WaitSource, identity: Identity, hierarchy: Hiera
     let all_waits = loaded.counters.wait(slot).waits;
     ensure!(in_histogram.abs_diff(all_waits) <= 5, "{in_histogram} in the histogram, {all_waits} waits");
     let by_be = loaded.counters.blame_ns(VICTIM, CULPRIT_BE[0]) as f64;
-    let by_all: u64 = loaded.counters.culprits().map(|culprit| loaded.counters.blame_ns(VICTIM, culprit)).sum();
+    let by_all: u64 =
+        loaded.counters.culprits().map(|culprit| loaded.counters.blame_ns(VICTIM, culprit)).sum();
     ensure!(by_be > 0.85 * by_all as f64, "{by_be} ns of {by_all} charged to the one that ran");
     ensure!(loaded.counters.drops(Drop::NegativeWait) == 0 && loaded.counters.drops(Drop::NoClock) == 0);
     Ok(())
@@ -113,7 +114,8 @@ pub fn blame_of_two() -> Result<()> {
 fn blame(culprits: usize) -> Result<()> {
     let sandbox = Sandbox::new("enforcer-test")?;
     let ls = sandbox.group("ls", SHARES)?;
-    let be: Vec<Group> = (0..culprits).map(|n| sandbox.group(&format!("be{n}"), SHARES)).collect::<Result<_>>()?;
+    let be: Vec<Group> =
+        (0..culprits).map(|n| sandbox.group(&format!("be{n}"), SHARES)).collect::<Result<_>>()?;
     let mut loaded = load(WaitSource::SchedInfo, Identity::V2, 16)?;
     loaded.slots.allot(key(&ls, Hierarchy::V2)?, VICTIM, CULPRIT_LS, Duration::ZERO, |_| {})?;
     for (group, culprit) in be.iter().zip(CULPRIT_BE) {
@@ -124,12 +126,14 @@ fn blame(culprits: usize) -> Result<()> {
     sleep(Duration::from_millis(500));
 
     let counters = &loaded.counters;
-    let charged = || counters.culprits().map(|culprit| counters.blame_ns(VICTIM, culprit)).collect::<Vec<_>>();
+    let charged =
+        || counters.culprits().map(|culprit| counters.blame_ns(VICTIM, culprit)).collect::<Vec<_>>();
     let (delay_before, before) = (ls.run_delay()?, charged());
     sleep(MEASURED);
     let (delay_after, after) = (ls.run_delay()?, charged());
     let delay_ns = (delay_after - delay_before).as_nanos() as f64;
-    let charged: Vec<f64> = after.iter().zip(&before).map(|(after, before)| (after - before) as f64).collect();
+    let charged: Vec<f64> =
+        after.iter().zip(&before).map(|(after, before)| (after - before) as f64).collect();
     let ratio = charged.iter().sum::<f64>() / delay_ns;
     let shares: Vec<f64> = charged.iter().map(|ns| ns / delay_ns).collect();
     println!("blame of {culprits}: sum over culprits / run_delay {ratio:.4}, shares {shares:.3?}");
@@ -184,7 +188,9 @@ pub fn full_table() -> Result<()> {
     loaded.slots.release(first, at(2_000));
     let too_early = loaded.slots.allot(second_key, 0, CULPRIT_BE[0], at(2_500), |_| {});
     ensure!(too_early == Err(Full::Slots), "the slot has not rested: {too_early:?}");
-    let again = loaded.slots.allot(second_key, 0, CULPRIT_BE[0], at(60_000), |slot| loaded.counters.clear_slot(slot))?;
+    let again = loaded
+        .slots
+        .allot(second_key, 0, CULPRIT_BE[0], at(60_000), |slot| loaded.counters.clear_slot(slot))?;
     ensure!(again == slot, "{again}");
     sleep(Duration::from_secs(1));
     ensure!(loaded.counters.wait(slot).switches > 0, "the second cgroup is not counted in its slot");

@@ -18,7 +18,10 @@ use self::{
     results::{Phase, Results},
     scene::{Be, Ls, Measured, Scene},
 };
-use crate::{build, programs::{is_root, root}};
+use crate::{
+    build,
+    programs::{is_root, root},
+};
 
 /// How to run the demo.
 #[derive(Clone, Debug, clap::Args)]
@@ -93,7 +96,9 @@ fn run_round(scene: &Scene, round: usize, be: Be, results: &mut Results, progres
         progress.begin(round, be, phase);
         let slo = match phase {
             Phase::Alone | Phase::Stock => None,
-            Phase::Enforced => Some(be.slo(in_kernel_p99).context("the probes saw no requests in the other phases")?),
+            Phase::Enforced => {
+                Some(be.slo(in_kernel_p99).context("the probes saw no requests in the other phases")?)
+            }
         };
         let run = scene.run(be, phase, slo, u64::try_from(round)?, |message| progress.say(message))?;
         if let Some(measured) = in_kernel_p99.get_mut(phase as usize) {
@@ -111,7 +116,8 @@ struct Progress(ProgressBar);
 impl Progress {
     fn new(phases: usize, each: Duration) -> Self {
         let bar = ProgressBar::new(phases as u64);
-        let style = ProgressStyle::with_template("[{pos}/{len}] {bar:24} {msg} ({elapsed} so far, about {eta} left)");
+        let style =
+            ProgressStyle::with_template("[{pos}/{len}] {bar:24} {msg} ({elapsed} so far, about {eta} left)");
         bar.set_style(style.expect("BUG: a bad template"));
         bar.enable_steady_tick(Duration::from_millis(500));
         println!("{phases} phases of {} s each", each.as_secs() + 1);
@@ -136,7 +142,11 @@ impl Progress {
             run.client.p99_us / 1e3,
             run.be_cores
         );
-        if self.0.is_hidden() { println!("{line}") } else { self.0.println(line) }
+        if self.0.is_hidden() {
+            println!("{line}")
+        } else {
+            self.0.println(line)
+        }
         self.0.inc(1);
     }
 

@@ -4,8 +4,8 @@ use anyhow::{Result, anyhow};
 use plotters::{
     coord::Shift,
     prelude::{
-        AreaSeries, ChartBuilder, DrawingArea, IntoDrawingArea as _, IntoFont as _, LineSeries, PathElement, RGBColor,
-        SVGBackend, SeriesLabelPosition,
+        AreaSeries, ChartBuilder, DrawingArea, IntoDrawingArea as _, IntoFont as _, LineSeries, PathElement,
+        RGBColor, SVGBackend, SeriesLabelPosition,
     },
     style::{Color as _, TextStyle, WHITE},
 };
@@ -55,7 +55,8 @@ fn section(comparison: &Comparison) -> Result<String> {
     let rounds = comparison.phases[0].len();
     // One scale for all plots of a kind, so that they can be compared by eye.
     let runs = || comparison.phases.iter().flatten();
-    let latency_max = runs().flat_map(|run| &run.client.windows).map(|window| window.p99_us / 1e3).fold(1.0, f64::max);
+    let latency_max =
+        runs().flat_map(|run| &run.client.windows).map(|window| window.p99_us / 1e3).fold(1.0, f64::max);
     let latency_max = latency_max.min(percentile_95(runs()) * 2.0);
     let cores_max = runs().flat_map(|run| &run.samples).map(|sample| sample.be_cores).fold(0.5, f64::max);
     let blame_max = runs().flat_map(|run| &run.samples).map(|sample| sample.blame).fold(0.01, f64::max);
@@ -84,7 +85,8 @@ fn section(comparison: &Comparison) -> Result<String> {
 }
 
 fn percentile_95<'a>(runs: impl Iterator<Item = &'a Measured>) -> f64 {
-    let mut all: Vec<f64> = runs.flat_map(|run| &run.client.windows).map(|window| window.p99_us / 1e3).collect();
+    let mut all: Vec<f64> =
+        runs.flat_map(|run| &run.client.windows).map(|window| window.p99_us / 1e3).collect();
     all.sort_by(f64::total_cmp);
     all.get(all.len() * 95 / 100).copied().unwrap_or(1.0)
 }
@@ -133,7 +135,13 @@ fn draw(area: &Area<'_>, title: &str, y_max: f64, lines: &[Line]) -> Result<(), 
         .y_label_area_size(44)
         .build_cartesian_2d(0.0..x_max, 0.0..y_max)?;
     let small = TextStyle::from(("sans-serif", 11).into_font());
-    chart.configure_mesh().light_line_style(WHITE).x_labels(8).y_labels(5).label_style(small.clone()).draw()?;
+    chart
+        .configure_mesh()
+        .light_line_style(WHITE)
+        .x_labels(8)
+        .y_labels(5)
+        .label_style(small.clone())
+        .draw()?;
     for (index, (name, colour, points)) in lines.iter().enumerate() {
         if points.is_empty() {
             continue;
@@ -144,7 +152,10 @@ fn draw(area: &Area<'_>, title: &str, y_max: f64, lines: &[Line]) -> Result<(), 
         }
         let line = LineSeries::new(visible, colour.stroke_width(2));
         let colour = *colour;
-        chart.draw_series(line)?.label(*name).legend(move |(x, y)| PathElement::new([(x, y), (x + 14, y)], colour.stroke_width(2)));
+        chart
+            .draw_series(line)?
+            .label(*name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 14, y)], colour.stroke_width(2)));
     }
     chart
         .configure_series_labels()

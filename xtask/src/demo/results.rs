@@ -64,8 +64,11 @@ impl Spread {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
         let middle = values.len() / 2;
-        let median =
-            if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) };
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            f64::midpoint(values[middle - 1], values[middle])
+        };
         Self { median, min: values[0], max: values[values.len() - 1] }
     }
 }
@@ -93,8 +96,11 @@ impl Results {
 
     /// The figures, under the keys that scripts rely on: `antagonists.<name>.<phase>.{ls_p50_us,ls_p99_us,be_cores,be_work}`.
     pub fn to_json(&self) -> Value {
-        let antagonists: Map<String, Value> =
-            self.comparisons.iter().map(|comparison| (comparison.be.name().to_owned(), comparison.to_json())).collect();
+        let antagonists: Map<String, Value> = self
+            .comparisons
+            .iter()
+            .map(|comparison| (comparison.be.name().to_owned(), comparison.to_json()))
+            .collect();
         json!({
             "ls": self.ls,
             "rate_hz": self.rate,
@@ -126,7 +132,8 @@ impl Comparison {
     }
 
     fn to_json(&self) -> Value {
-        let mut phases: Map<String, Value> = Phase::ALL.iter().map(|&phase| (phase.name().to_owned(), self.phase(phase))).collect();
+        let mut phases: Map<String, Value> =
+            Phase::ALL.iter().map(|&phase| (phase.name().to_owned(), self.phase(phase))).collect();
         phases.insert("p99_gap_closed_ratio".into(), json!(self.gap_closed()));
         phases.insert("be_cpu_kept_ratio".into(), json!(self.be_cpu_kept()));
         phases.insert("be_work_unit".into(), json!(self.be.unit()));
@@ -142,8 +149,13 @@ impl Comparison {
         let (p99, p99_range) = spread(|run| run.client.p99_us);
         let (cores, cores_range) = spread(|run| run.be_cores);
         let runs = &self.phases[phase as usize];
-        let work = runs.iter().map(|run| run.be_work).collect::<Option<Vec<f64>>>().map(|work| Spread::of(work).median);
-        let in_kernel = runs.iter().map(|run| run.in_kernel_p99.map(|p99| p99.as_secs_f64() * 1e6)).collect::<Vec<_>>();
+        let work = runs
+            .iter()
+            .map(|run| run.be_work)
+            .collect::<Option<Vec<f64>>>()
+            .map(|work| Spread::of(work).median);
+        let in_kernel =
+            runs.iter().map(|run| run.in_kernel_p99.map(|p99| p99.as_secs_f64() * 1e6)).collect::<Vec<_>>();
         let slo = runs.iter().map(|run| run.slo.map(|slo| slo.as_secs_f64() * 1e6)).collect::<Vec<_>>();
         json!({
             "ls_p50_us": p50, "ls_p50_us_range": p50_range,

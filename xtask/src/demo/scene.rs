@@ -87,7 +87,9 @@ impl ValueEnum for Be {
     fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
         match self {
             Self::Builtin(antagonist) => antagonist.to_possible_value(),
-            Self::StressNg => Some(clap::builder::PossibleValue::new("stress-ng").help("stress-ng's stream stressor")),
+            Self::StressNg => {
+                Some(clap::builder::PossibleValue::new("stress-ng").help("stress-ng's stream stressor"))
+            }
         }
     }
 }
@@ -252,7 +254,12 @@ impl Scene {
         let mut command = exec_in(Some(group), Signal::KILL, &path)?;
         match self.ls {
             Ls::Redis => command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]),
-            _ => command.args(["-p", path_text(&self.out)?, "-c", path_text(&self.nginx_configuration(port)?)?]),
+            _ => command.args([
+                "-p",
+                path_text(&self.out)?,
+                "-c",
+                path_text(&self.nginx_configuration(port)?)?,
+            ]),
         };
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let server = Process::start(&program, &mut command)?;
@@ -318,7 +325,8 @@ impl Scene {
                 command
             }
             Be::StressNg => {
-                let path = find("stress-ng").context("stress-ng is not installed: run `cargo xtask setup` as root")?;
+                let path = find("stress-ng")
+                    .context("stress-ng is not installed: run `cargo xtask setup` as root")?;
                 let mut command = exec_in(Some(group), Signal::KILL, &path)?;
                 command.args(["--stream", &threads, "--temp-path", path_text(&self.out)?, "--quiet"]);
                 command
@@ -331,7 +339,14 @@ impl Scene {
     fn client_command(&self, address: SocketAddr, seed: u64) -> Result<Command> {
         let mut command = workload()?;
         let protocol = self.ls.protocol().to_possible_value().context("BUG: a hidden protocol")?;
-        command.args(["load", "--real-time", "--to", &address.to_string(), "--protocol", protocol.get_name()]);
+        command.args([
+            "load",
+            "--real-time",
+            "--to",
+            &address.to_string(),
+            "--protocol",
+            protocol.get_name(),
+        ]);
         command.args(["--rate", &self.rate.to_string(), "--seconds", &self.seconds.to_string()]);
         command.args(["--warm-up-seconds", &self.warm_up.to_string(), "--seed", &(seed + 1).to_string()]);
         Ok(command)
@@ -364,7 +379,8 @@ impl Watch<'_> {
     fn look(&mut self, begun: Instant) -> Result<()> {
         let status = self.status()?;
         let group = |name: &str| status.groups.iter().find(|group| group.name == name);
-        let blame = group("ls").and_then(|ls| ls.blame_seconds_total.iter().find(|(culprit, _)| culprit == "be"));
+        let blame =
+            group("ls").and_then(|ls| ls.blame_seconds_total.iter().find(|(culprit, _)| culprit == "be"));
         self.points.push(Point {
             at_seconds: begun.elapsed().as_secs_f64(),
             cpu_seconds: self.group.cpu_time()?.as_secs_f64(),
@@ -375,10 +391,19 @@ impl Watch<'_> {
         Ok(())
     }
 
-    fn measured(&self, client: client::Report, status: &Status, slo: Option<Duration>, warm_up: f64) -> Measured {
-        let counted: Vec<&Point> = self.points.iter().filter(|point| point.at_seconds >= warm_up - 0.1).collect();
+    fn measured(
+        &self,
+        client: client::Report,
+        status: &Status,
+        slo: Option<Duration>,
+        warm_up: f64,
+    ) -> Measured {
+        let counted: Vec<&Point> =
+            self.points.iter().filter(|point| point.at_seconds >= warm_up - 0.1).collect();
         let (first, last) = (counted[0], counted[counted.len() - 1]);
-        let rate = |from: &Point, to: &Point| (to.cpu_seconds - from.cpu_seconds) / (to.at_seconds - from.at_seconds);
+        let rate = |from: &Point, to: &Point| {
+            (to.cpu_seconds - from.cpu_seconds) / (to.at_seconds - from.at_seconds)
+        };
         let work = (last.work - first.work) as f64 / (last.at_seconds - first.at_seconds);
         let ls = status.groups.iter().find(|group| group.name == "ls");
         let p99 = ls.and_then(|ls| ls.requests.as_ref()?.p99_seconds_total);
@@ -386,7 +411,8 @@ impl Watch<'_> {
             at_seconds: pair[1].at_seconds - warm_up,
             be_cores: rate(&pair[0], &pair[1]),
             limit_cores: pair[1].limit_cores,
-            blame: (pair[1].blame_seconds - pair[0].blame_seconds) / (pair[1].at_seconds - pair[0].at_seconds),
+            blame: (pair[1].blame_seconds - pair[0].blame_seconds)
+                / (pair[1].at_seconds - pair[0].at_seconds),
         });
         Measured {
             client,

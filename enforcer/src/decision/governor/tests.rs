@@ -155,11 +155,8 @@ fn at_rest_limits_change_at_most_twice_a_minute() {
 fn stolen_time_is_not_held_against_be() {
     let mut node = Node::new(Mode::Enforce);
     let groups = |slow| {
-        let web = GroupSnapshot {
-            cpu_cores: Some(0.6),
-            requests: Some(Tally { total: 100, slow }),
-            waits: None,
-        };
+        let web =
+            GroupSnapshot { cpu_cores: Some(0.6), requests: Some(Tally { total: 100, slow }), waits: None };
         vec![web, GroupSnapshot { cpu_cores: Some(WANTS_CORES), ..GroupSnapshot::default() }]
     };
     for tick in 1..100 {
