@@ -48,6 +48,7 @@ impl Place {
     }
 
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
     pub const fn slot(self) -> u32 {
         self.0 as u32
     }
@@ -144,7 +145,8 @@ pub enum Drop {
 }
 
 impl Drop {
-    pub const ALL: [Self; 6] = [
+    pub const COUNT: u32 = 6;
+    pub const ALL: [Self; Self::COUNT as usize] = [
         Self::NoClock,
         Self::NegativeWait,
         Self::RunnableTableFull,

@@ -4,6 +4,11 @@
 //! kernel's BTF and sets them as read-only globals before load, so the verifier sees constants (see `task.rs`).
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
+#![allow(clippy::needless_pass_by_value, reason = "what aya's entry points take")]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "a fallible conversion is a branch per switch; sizes are bounded"
+)]
 
 #[cfg(target_arch = "bpf")]
 mod maps;

@@ -100,8 +100,7 @@ impl ThisCpu {
     #[inline(always)]
     pub fn drop(self, ctx: &impl EbpfContext, what: Drop) {
         // SAFETY: a statistic; a lost increment under nesting is acceptable.
-        let Some(count) =
-            DROPS.get_ptr_mut(self.0 * Drop::ALL.len() as u32 + what as u32).map(|p| unsafe { &mut *p })
+        let Some(count) = DROPS.get_ptr_mut(self.0 * Drop::COUNT + what as u32).map(|p| unsafe { &mut *p })
         else {
             return;
         };

@@ -15,29 +15,29 @@ macro_rules! offsets {
 }
 
 offsets! {
-    /// task_struct.pid
+    /// `task_struct.pid`
     OFF_PID,
-    /// task_struct.__state (state before 5.14)
+    /// `task_struct.__state` (state before 5.14)
     OFF_STATE,
-    /// task_struct.sched_info.last_queued
+    /// `task_struct.sched_info.last_queued`
     OFF_LAST_QUEUED,
-    /// task_struct.se.cfs_rq
+    /// `task_struct.se.cfs_rq`
     OFF_CFS_RQ,
-    /// cfs_rq.rq
+    /// `cfs_rq.rq`
     OFF_RQ,
-    /// rq.clock
+    /// `rq.clock`
     OFF_CLOCK,
-    /// task_struct.cgroups
+    /// `task_struct.cgroups`
     OFF_CGROUPS,
-    /// css_set.dfl_cgrp
+    /// `css_set.dfl_cgrp`
     OFF_DFL_CGRP,
-    /// css_set.subsys[cpu_cgrp_id]
+    /// `css_set.subsys[cpu_cgrp_id]`
     OFF_CPU_CSS,
-    /// cgroup_subsys_state.cgroup
+    /// `cgroup_subsys_state.cgroup`
     OFF_CSS_CGROUP,
-    /// cgroup.kn
+    /// `cgroup.kn`
     OFF_KN,
-    /// kernfs_node.id
+    /// `kernfs_node.id`
     OFF_ID,
 }
 

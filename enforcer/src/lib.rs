@@ -9,7 +9,6 @@
 //! The modules, in reading order; no stage knows the name of a stage to its right. See ARCHITECTURE.md.
 #![deny(unsafe_code)]
 // Denied where it matters: see clippy.toml.
-#![allow(clippy::disallowed_methods)]
 
 pub mod agent;
 pub mod preflight;

@@ -22,7 +22,7 @@ enum Command {
     /// Measure this node and squeeze batch work while it hurts latency-sensitive services.
     ///
     /// Runs in the foreground until SIGTERM or SIGINT and then restores every limit it changed. Needs root.
-    /// ENFORCER_LOG=debug makes it talkative.
+    /// `ENFORCER_LOG=debug` makes it talkative.
     Agent(AgentArgs),
     /// Show what a running agent sees: a live table, or one JSON object per second.
     Top {
@@ -67,7 +67,7 @@ struct AgentArgs {
     /// Serve /metrics, /healthz, /readyz and /v1/status here.
     #[arg(long, default_value = ADDRESS, value_name = "ADDR")]
     listen: SocketAddr,
-    /// Time wake-ups by probes of our own, as on kernels without CONFIG_SCHED_INFO.
+    /// Time wake-ups by probes of our own, as on kernels without `CONFIG_SCHED_INFO`.
     #[arg(long, hide = true)]
     force_wakeups: bool,
     #[command(flatten)]

@@ -14,7 +14,7 @@ use enforcer_rig::process::{Process, built, exec_in};
 use rustix::process::Signal;
 
 /// Until something that should happen is given up on. Generous: virtual machines without hardware support are slow.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// An agent with files of its own.
 #[derive(Debug)]

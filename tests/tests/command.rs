@@ -1,4 +1,5 @@
 //! The command line, as anybody may use it.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::process::Output;
 

@@ -20,7 +20,7 @@ pub struct Args {
 /// The target whose C library can be linked in.
 pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: Args) -> Result<()> {
     let path = if args.linked_statically { static_agent()? } else { agent()? };
     println!("{}", path.display());
     Ok(())

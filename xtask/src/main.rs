@@ -28,7 +28,7 @@ enum Command {
     /// Install what this machine lacks: the pinned toolchain, bpf-linker, and for tests some Debian packages.
     ///
     /// Runs by itself before demo, build and test. Programs that are built from source are kept under
-    /// $XDG_CACHE_HOME/enforcer, by version.
+    /// $`XDG_CACHE_HOME/enforcer`, by version.
     Setup,
     /// Build the agent, target/release/enforcer.
     Build(build::Args),
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Setup => setup::everything(),
-        Command::Build(args) => build::run(&args),
+        Command::Build(args) => build::run(args),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Vm(args) => vm::run(&args),

@@ -57,7 +57,7 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         match vm::test(VM_SUITE, None) {
             Ok(in_vm) => {
-                skipped.extend(in_vm.into_iter().map(|line| format!("in the virtual machine: {line}")))
+                skipped.extend(in_vm.into_iter().map(|line| format!("in the virtual machine: {line}")));
             }
             Err(err) => failed.push(err),
         }

@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use enforcer_ebpf::{
-    layout::{Drop, NO_VICTIM},
+    layout::{Drop, NO_VICTIM, Place},
     table::Key,
 };
 
@@ -111,7 +111,7 @@ fn payload_of(ctx: &SkBuffContext) -> Option<Segment> {
         _ => return None,
     };
     let sequence = u32::from_be(ctx.load::<u32>(tcp_offset + 4).ok()?);
-    let tcp_bytes = (ctx.load::<u8>(tcp_offset + 12).ok()? >> 4) as u32 * 4;
+    let tcp_bytes = u32::from(ctx.load::<u8>(tcp_offset + 12).ok()? >> 4) * 4;
     let payload = ctx.len().checked_sub(tcp_offset as u32 + tcp_bytes)?;
     (payload > 0).then_some(Segment { ipv6: version == 6, tcp_offset, sequence, payload })
 }
@@ -176,7 +176,7 @@ fn storage(sk: *mut bpf_sock, initial: *mut Connection, flags: u64) -> Option<&'
 fn victim_of(ctx: &SkBuffContext) -> u32 {
     // SAFETY: the program's own context.
     let id = unsafe { bpf_skb_cgroup_id(ctx.skb.skb) };
-    let victim = find_place(Key::v2(id)).map_or(NO_VICTIM, |place| place.victim());
+    let victim = find_place(Key::v2(id)).map_or(NO_VICTIM, Place::victim);
     if victim == NO_VICTIM {
         ThisCpu::get().drop(ctx, Drop::UnknownGroup);
     }
@@ -188,7 +188,7 @@ fn victim_of(ctx: &SkBuffContext) -> u32 {
 #[inline(always)]
 fn is_served(ctx: &SkBuffContext, segment: &Segment, direction: Direction) -> bool {
     let Some(mut tuple) = Tuple::of(ctx, segment, direction) else { return false };
-    let netns = BPF_F_CURRENT_NETNS as i64 as u64;
+    let netns = i64::from(BPF_F_CURRENT_NETNS).cast_unsigned();
     // SAFETY: the tuple is on the stack and as long as said; a socket that is found is released at once.
     unsafe {
         let words = (&raw mut tuple.words).cast();
@@ -213,7 +213,7 @@ impl Tuple {
     fn of(ctx: &SkBuffContext, segment: &Segment, direction: Direction) -> Option<Self> {
         let incoming = matches!(direction, Direction::In);
         let local_port_at = segment.tcp_offset + if incoming { 2 } else { 0 };
-        let ports = (ctx.load::<u16>(local_port_at).ok()? as u32) << 16;
+        let ports = u32::from(ctx.load::<u16>(local_port_at).ok()?) << 16;
         if segment.ipv6 {
             let (remote_at, local_at) = if incoming { (8, 24) } else { (24, 8) };
             let remote = ctx.load::<[u32; 4]>(remote_at).ok()?;

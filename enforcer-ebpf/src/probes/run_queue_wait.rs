@@ -100,9 +100,9 @@ fn wait_start(task: Task) -> Option<u64> {
     }
     let pid = task.pid();
     // SAFETY: the value is copied at once; entries are only replaced whole.
-    let since_ns = unsafe { RUNNABLE.get(&pid) }.copied()?;
+    let since_ns = unsafe { RUNNABLE.get(pid) }.copied()?;
     // Absent already: somebody else took it, and nothing is lost.
-    RUNNABLE.remove(&pid).ok();
+    RUNNABLE.remove(pid).ok();
     Some(since_ns)
 }
 

@@ -23,7 +23,7 @@ use crate::{
 /// A directory that ran within this time counts as running and is looked at in every tick.
 const RUNNING: Duration = Duration::from_secs(5);
 /// Full tables are logged this often; the metric tells how many cgroups it concerns.
-const COMPLAINTS: Duration = Duration::from_secs(60);
+const COMPLAINTS: Duration = Duration::from_mins(1);
 /// One of so many idle directories is looked at in a tick. One that starts to run is noticed at once all the same, by
 /// the CPUs' memory of what ran last.
 const IDLE_SHARE: u32 = 10;

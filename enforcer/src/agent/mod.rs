@@ -271,7 +271,7 @@ impl Agent {
     }
 
     fn report(&mut self, now: Duration) {
-        let elapsed = now - self.reported_at;
+        let elapsed = now.saturating_sub(self.reported_at);
         let (meter, plan, counts) = (&mut self.meter, &self.plan, &mut self.counts);
         let (steal, unwatched) = (self.snapshot.steal, self.tree.unwatched());
         let done = self.shared.try_update(|ledger| {

@@ -6,7 +6,7 @@
 
 use serde::Serialize;
 
-/// Kubernetes' own QoS class, which decides where kubelet puts a pod.
+/// Kubernetes' own `QoS` class, which decides where kubelet puts a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum PodQos {
     Guaranteed,

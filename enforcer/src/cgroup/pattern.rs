@@ -192,8 +192,7 @@ fn matches(parts: &[Part], names: &[&str]) -> bool {
 fn may_match_below(parts: &[Part], names: &[&str]) -> bool {
     match (parts, names) {
         ([], _) => false,
-        ([Part::AnyDepth, ..], _) => true,
-        (_, []) => true,
+        ([Part::AnyDepth, ..], _) | (_, []) => true,
         ([part, rest @ ..], [name, names @ ..]) => part.accepts(name) && may_match_below(rest, names),
     }
 }

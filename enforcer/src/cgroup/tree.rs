@@ -186,13 +186,12 @@ impl Tree {
         if self.seen.get(&place).is_some_and(|seen| seen.inode != inode) {
             self.forget(hierarchy, path, changes);
         }
-        match self.seen.get_mut(&place) {
-            Some(seen) => seen.generation = self.generation,
-            None => {
-                let seen = Seen { inode, owner, watch: None, generation: self.generation };
-                changes.extend(seen.directory(&place).map(Change::Appeared));
-                self.seen.insert(place.clone(), seen);
-            }
+        if let Some(seen) = self.seen.get_mut(&place) {
+            seen.generation = self.generation;
+        } else {
+            let seen = Seen { inode, owner, watch: None, generation: self.generation };
+            changes.extend(seen.directory(&place).map(Change::Appeared));
+            self.seen.insert(place.clone(), seen);
         }
         // Watch first, list afterwards: what is made in between is reported twice rather than never.
         self.watch(&place, &directory);

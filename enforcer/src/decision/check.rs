@@ -42,6 +42,7 @@ mod tests {
     };
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "a policy comes from a file")]
     fn only_be_is_limited_and_only_a_trial_goes_below_the_floor() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("policy.yaml");

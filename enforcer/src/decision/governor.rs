@@ -34,12 +34,12 @@ const DEMAND_FADES: Duration = Duration::from_secs(20);
 const SILENCE: Duration = Duration::from_secs(5);
 /// After a trial that did not help: how long until the next, doubled each time.
 const RETRY_MIN: Duration = Duration::from_secs(10);
-const RETRY_MAX: Duration = Duration::from_secs(300);
+const RETRY_MAX: Duration = Duration::from_mins(5);
 /// BE that runs so much more than when a trial failed is tried again at once.
 const BE_GREW: f64 = 1.5;
 /// How soon a squeeze must prove itself again, doubled each time it does.
 const VERIFY_MIN: Duration = Duration::from_secs(30);
-const VERIFY_MAX: Duration = Duration::from_secs(600);
+const VERIFY_MAX: Duration = Duration::from_mins(10);
 
 /// Whether trials may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -274,7 +274,7 @@ impl Governor {
         let existing = self.be.iter().filter(|be| be.exists);
         match &self.phase {
             Phase::Trial { trial, .. } if trial.stops_be() => {
-                limits.extend(existing.map(|be| (be.id, STOPPED)))
+                limits.extend(existing.map(|be| (be.id, STOPPED)));
             }
             Phase::Free | Phase::Trial { .. } => {}
             Phase::Squeeze(squeeze) => {

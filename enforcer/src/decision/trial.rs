@@ -15,7 +15,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// Counted part of a window, at least. Long enough for a hundred requests at 300 per second.
 const WINDOW_MIN: Duration = Duration::from_millis(300);
 /// Counted part of a window, at most: BE stands still that long.
-const WINDOW_MAX: Duration = Duration::from_millis(2_000);
+const WINDOW_MAX: Duration = Duration::from_secs(2);
 /// Requests that a window should count, where the rate allows.
 const WINDOW_REQUESTS: f64 = 100.0;
 /// The experiment ends undecided after so many pairs.
@@ -101,7 +101,7 @@ impl Trial {
                 *(if self.stop_be { &mut self.effect.without_be } else { &mut self.effect.with_be }) += tally;
             }
             Some(_) => {}
-            None => self.window_began += now - self.observed_until,
+            None => self.window_began += now.saturating_sub(self.observed_until),
         }
         self.observed_until = now;
         if now + SETTLE / 10 < self.window_began + SETTLE + self.window {

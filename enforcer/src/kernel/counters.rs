@@ -27,6 +27,7 @@ pub struct WaitTotals {
 
 impl WaitTotals {
     /// What came since `earlier`.
+    #[must_use]
     pub const fn since(&self, earlier: &Self) -> Self {
         Self {
             switches: self.switches - earlier.switches,
@@ -165,8 +166,7 @@ impl Counters {
 
     /// Events that the probes could not count, by cause.
     pub fn drops(&self, cause: Drop) -> u64 {
-        let causes = Drop::ALL.len() as u32;
-        self.per_cpu(&self.drops, causes, cause as u32).map(|words| words[0].load(Relaxed)).sum()
+        self.per_cpu(&self.drops, Drop::COUNT, cause as u32).map(|words| words[0].load(Relaxed)).sum()
     }
 
     /// Times that tasks of a slot were put on a CPU. One load per CPU: tells cheaply whether there is anything new.
@@ -182,12 +182,12 @@ impl Counters {
         into.unfinished.clear();
         for cpu in 0..self.sizes.cpus as usize {
             let words = self.cpus.element(cpu);
-            let head = words[offset_of!(Cpu, head) / 8].load(Relaxed) as usize % SEGMENTS;
+            let head = words[offset_of!(Cpu, head) / 8].load(Relaxed) % SEGMENTS as u64;
             for segment in 0..SEGMENTS {
                 let at = (offset_of!(Cpu, segments) + segment * size_of::<Segment>()) / 8;
                 let slot = Place(words[at + offset_of!(Segment, place) / 8].load(Relaxed)).slot();
                 into.recent.push(slot);
-                if segment == head {
+                if segment as u64 == head {
                     into.unfinished.push((slot, words[at + offset_of!(Segment, since_ns) / 8].load(Relaxed)));
                 }
             }
@@ -225,6 +225,7 @@ impl Counters {
 
 /// Histograms are 32-bit counts, two to a word, the lower index in the lower half (little endian, as on all hosts that
 /// the agent is built for). Each count wraps at 2^32, and so does their sum over CPUs: differences stay right.
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
 fn add_histogram(words: &[AtomicU64], to: &mut Histogram) {
     for (counts, word) in to.as_chunks_mut::<2>().0.iter_mut().zip(words) {
         let both = word.load(Relaxed);

@@ -35,6 +35,7 @@ impl MappedArray {
     /// # Panics
     /// If there is no such element: the caller and the loader disagree about sizes.
     #[expect(unsafe_code, reason = "the one place where the agent looks at memory that the kernel writes")]
+    #[expect(clippy::cast_ptr_alignment, reason = "a mapping starts at a page")]
     pub fn element(&self, index: usize) -> &[AtomicU64] {
         assert!(index < self.elements, "BUG: element {index} of {}", self.elements);
         let words = self.words_per_element;

@@ -176,7 +176,7 @@ fn load_object(support: &Support, identity: Identity, sizes: Sizes) -> Result<Eb
         .map_max_entries("WAITS", cpus * slots)
         .map_max_entries("BLAME", cpus * victims * culprits)
         .map_max_entries("REQUESTS", cpus * victims)
-        .map_max_entries("DROPS", cpus * Drop::ALL.len() as u32);
+        .map_max_entries("DROPS", cpus * Drop::COUNT);
     if support.wait_source == WaitSource::Wakeups {
         loader.map_max_entries("RUNNABLE", RUNNABLE_TASKS);
     }
@@ -210,7 +210,7 @@ impl Maps {
             map("BLAME", 8, cpus * victims * culprits)?,
             map("REQUESTS", size_of::<layout::Requests>(), cpus * victims)?,
             map("OBJECTIVES", size_of::<Objective>(), victims)?,
-            map("DROPS", 8, cpus * Drop::ALL.len() as u32)?,
+            map("DROPS", 8, cpus * Drop::COUNT)?,
         );
         for victim in 0..victims {
             counters.set_objective(victim, Objective::NONE);

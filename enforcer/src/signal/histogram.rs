@@ -113,6 +113,7 @@ mod tests {
         counts
     }
 
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank is a small number")]
     fn assert_close(durations_ns: &mut [u64], quantile: f64) {
         durations_ns.sort_unstable();
         let rank = (quantile * durations_ns.len() as f64).ceil().max(1.0) as usize;
@@ -142,7 +143,8 @@ mod tests {
             // A log-normal by its quantile function (logistic approximation), evenly sampled.
             let mut durations: Vec<u64> = (1..2000)
                 .map(|n| f64::from(n) / 2000.0)
-                .map(|p| (median_us * 1e3 * (spread * (p / (1.0 - p)).ln() / 1.702).exp()) as u64)
+                .map(|p| median_us * 1e-6 * (spread * (p / (1.0 - p)).ln() / 1.702).exp())
+                .map(|seconds| u64::try_from(Duration::from_secs_f64(seconds).as_nanos()).unwrap())
                 .filter(|ns| (1_100..8_000_000_000).contains(ns))
                 .collect();
             prop_assume!(durations.len() > 500);

@@ -26,7 +26,7 @@ impl Hosts {
             match kind {
                 "cgroup2" => found.v2 = Some(point.into()),
                 "cgroup" if options.split(',').any(|option| option == "cpu") => {
-                    found.v1_cpu = Some(point.into())
+                    found.v1_cpu = Some(point.into());
                 }
                 _ => {}
             }
@@ -101,6 +101,7 @@ impl Sandbox {
 }
 
 /// 2 shares are weight 1, 1,024 are 100, as runc has it since 1.3.2.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
 fn weight_of(shares: u32) -> u32 {
     let log = f64::from(shares.max(2)).log2();
     let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;

@@ -46,6 +46,7 @@ impl Work {
         self.counter().load(Relaxed)
     }
 
+    #[expect(clippy::cast_ptr_alignment, reason = "a mapping starts at a page")]
     fn counter(&self) -> &AtomicU64 {
         // SAFETY: the mapping is page-aligned, eight bytes long at least, and lives as long as `self`.
         unsafe { &*self.0.as_ptr().cast::<AtomicU64>() }

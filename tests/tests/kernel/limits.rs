@@ -92,7 +92,7 @@ pub fn squeeze() -> Result<()> {
     // At the floor, BE gets its floor: over ten seconds, a mean of a tenth of a CPU at least.
     let (before, begun) = (scene.be.cpu_time()?, Instant::now());
     sleep(Duration::from_secs(10));
-    let cores = (scene.be.cpu_time()? - before).as_secs_f64() / begun.elapsed().as_secs_f64();
+    let cores = scene.be.cpu_time()?.saturating_sub(before).as_secs_f64() / begun.elapsed().as_secs_f64();
     ensure!(cores >= 0.095, "BE got {cores:.3} CPUs, its floor is 0.1");
 
     // When BE has gone, so does its limit.

@@ -131,7 +131,7 @@ fn blame(culprits: usize) -> Result<()> {
     let (delay_before, before) = (ls.run_delay()?, charged());
     sleep(MEASURED);
     let (delay_after, after) = (ls.run_delay()?, charged());
-    let delay_ns = (delay_after - delay_before).as_nanos() as f64;
+    let delay_ns = delay_after.saturating_sub(delay_before).as_nanos() as f64;
     let charged: Vec<f64> =
         after.iter().zip(&before).map(|(after, before)| (after - before) as f64).collect();
     let ratio = charged.iter().sum::<f64>() / delay_ns;

@@ -143,9 +143,9 @@ impl Progress {
             run.be_cores
         );
         if self.0.is_hidden() {
-            println!("{line}")
+            println!("{line}");
         } else {
-            self.0.println(line)
+            self.0.println(line);
         }
         self.0.inc(1);
     }

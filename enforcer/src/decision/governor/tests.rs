@@ -43,11 +43,11 @@ impl Node {
             self.be_seconds += be_cores * TICK.as_secs_f64();
             // The fraction of a request that is left over comes later: no randomness, the same mean.
             self.slow += slow(be_cores) / 10.0;
-            let whole = self.slow.floor();
-            self.slow -= whole;
+            let whole = Duration::from_secs_f64(self.slow).as_secs();
+            self.slow -= whole as f64;
             let web = GroupSnapshot {
                 cpu_cores: Some(0.6),
-                requests: Some(Tally { total: 100, slow: whole as u64 }),
+                requests: Some(Tally { total: 100, slow: whole }),
                 waits: None,
             };
             let batch = GroupSnapshot { cpu_cores: Some(be_cores), ..GroupSnapshot::default() };

@@ -10,6 +10,7 @@ fn main() {
 }
 
 #[cfg(target_arch = "bpf")]
+#[expect(clippy::needless_pass_by_value, reason = "what aya's entry points take")]
 mod probes {
     use aya_ebpf::{
         Global,
@@ -19,7 +20,7 @@ mod probes {
         programs::BtfTracePointContext,
     };
 
-    /// task_struct.pid and task_struct.__state
+    /// `task_struct.pid` and `task_struct.__state`
     #[unsafe(no_mangle)]
     static OFF_PID: Global<u32> = Global::new(0);
     #[unsafe(no_mangle)]
@@ -56,7 +57,7 @@ mod probes {
         }
         let pid = field(next, &OFF_PID);
         // SAFETY: copied at once.
-        let Some(since_ns) = (unsafe { STARTED.get(&pid) }).copied() else { return 0 };
+        let Some(since_ns) = (unsafe { STARTED.get(pid) }).copied() else { return 0 };
         // SAFETY: takes nothing.
         let waited_us = unsafe { bpf_ktime_get_ns() }.wrapping_sub(since_ns) / 1000;
         let slot = 64 - waited_us.leading_zeros();
@@ -64,7 +65,7 @@ mod probes {
             // SAFETY: this CPU's element.
             unsafe { *count += 1 };
         }
-        STARTED.remove(&pid).ok();
+        STARTED.remove(pid).ok();
         0
     }
 
