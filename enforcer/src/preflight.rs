@@ -261,7 +261,12 @@ fn levers(mounts: &Mounts) -> Vec<Finding> {
         lever("lever: cpu quota", cpu, quota, &enable("cpu")),
         lever("lever: cpuset", cpuset, "cpuset.cpus", &enable("cpuset")),
         lever("lever: memory", in_v2("memory"), "memory.high", &memory_cure),
-        lever("lever: reclaim", in_v2("memory") && is_linux(5, 19), "memory.reclaim", &memory_cure),
+        lever(
+            "lever: reclaim",
+            in_v2("memory") && is_linux(5, 19),
+            "memory.reclaim",
+            if in_v2("memory") { "use Linux 5.19 or newer" } else { &memory_cure },
+        ),
         // Part of every v2 directory but the root, controllers or not.
         lever(
             "lever: freeze",

@@ -1,16 +1,23 @@
 //! Child processes that do not outlive their parent.
 
 use std::{
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Read as _},
+    os::fd::AsFd,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, Signal, kill_process},
+};
 
 use crate::sandbox::Group;
+
+/// How long to wait for output before looking whether to go on.
+const LOOK_UP: Duration = Duration::from_millis(200);
 
 /// A child that is killed and reaped when dropped.
 #[derive(Debug)]
@@ -59,21 +66,33 @@ impl Process {
         Ok(text)
     }
 
-    /// Calls `see` with each line that the child prints, until it ends or `see` fails. Its standard output must be piped.
+    /// Calls `see` with each line that the child prints, and with `None` a few times per second in which it prints
+    /// nothing, until it ends or `see` fails. Its standard output must be piped.
     ///
     /// # Errors
     /// What `see` says.
-    pub fn each_line(&mut self, mut see: impl FnMut(&str) -> Result<()>) -> Result<()> {
-        let output = self.child.stdout.take().context("BUG: standard output is not piped")?;
-        let mut output = BufReader::new(output);
-        let mut line = Vec::new();
+    pub fn each_line(&mut self, mut see: impl FnMut(Option<&str>) -> Result<()>) -> Result<()> {
+        let mut output = self.child.stdout.take().context("BUG: standard output is not piped")?;
         // Bytes, because a console prints what it likes.
-        while output.read_until(b'\n', &mut line)? > 0 {
-            see(&String::from_utf8_lossy(&line))?;
-            line.clear();
+        let mut text = Vec::new();
+        loop {
+            if !is_readable(&output, LOOK_UP)? {
+                see(None)?;
+                continue;
+            }
+            let begun = text.len();
+            text.resize(begun + 4096, 0);
+            let read = output.read(&mut text[begun..])?;
+            text.truncate(begun + read);
+            while let Some(end) = text.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = text.drain(..=end).collect();
+                see(Some(&String::from_utf8_lossy(&line)))?;
+            }
+            if read == 0 {
+                self.child.wait()?;
+                return Ok(());
+            }
         }
-        self.child.wait()?;
-        Ok(())
     }
 
     /// Whether the child still runs.
@@ -115,6 +134,13 @@ impl Drop for Process {
         self.child.kill().ok();
         self.child.wait().ok();
     }
+}
+
+/// Whether there is something to read, or will be within `patience`.
+fn is_readable(from: impl AsFd, patience: Duration) -> Result<bool> {
+    let mut fds = [PollFd::new(&from, PollFlags::IN)];
+    let patience = Timespec::try_from(patience)?;
+    Ok(poll(&mut fds, Some(&patience))? > 0)
 }
 
 /// A program of this project, which is built beside the running one (or in the parent of its directory, for tests).

@@ -129,7 +129,11 @@ impl Progress {
     }
 
     fn say(&self, message: &str) {
-        self.0.println(message);
+        if self.0.is_hidden() {
+            println!("{message}");
+        } else {
+            self.0.println(message);
+        }
     }
 
     fn done(&self, round: usize, be: Be, phase: Phase, run: &Measured) {
@@ -142,11 +146,7 @@ impl Progress {
             run.client.p99_us / 1e3,
             run.be_cores
         );
-        if self.0.is_hidden() {
-            println!("{line}");
-        } else {
-            self.0.println(line);
-        }
+        self.say(&line);
         self.0.inc(1);
     }
 
