@@ -223,7 +223,7 @@ mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; m
 mount -t bpf bpf /sys/fs/bpf; mount -t cgroup2 cgroup2 /sys/fs/cgroup
 echo '+cpu +cpuset +memory +io +pids' > /sys/fs/cgroup/cgroup.subtree_control
 ip link set lo up
-echo \"Linux $(uname -r), $(nproc) CPUs, clock $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)\"
+echo \"Linux $(uname -r), $(nproc) CPUs\"
 enforcer check && kernel-tests --color never $(cat /filter)
 echo \"exit status $?\"
 poweroff -f
@@ -271,7 +271,7 @@ fn qemu(kernel: &Path, initramfs: &Path) -> Result<Command> {
         "-no-reboot",
     ]);
     command
-        .args(["-append", "console=ttyS0 panic=-1 psi=1 loglevel=5"])
+        .args(["-append", "console=ttyS0 panic=-1 quiet psi=1"])
         .arg("-kernel")
         .arg(kernel)
         .arg("-initrd")
