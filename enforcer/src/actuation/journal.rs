@@ -196,14 +196,12 @@ fn restore_one(entry: &Entry, mounts: &Mounts) -> Result<bool, cpu_limit::Error>
         entry.directory.starts_with(mount)
             && !entry.directory.components().any(|part| part == Component::ParentDir)
     };
-    let Some((_, mount)) =
-        mounts.iter().find(|(hierarchy, mount)| *hierarchy == entry.hierarchy && inside(mount))
-    else {
+    if !mounts.iter().any(|(hierarchy, mount)| hierarchy == entry.hierarchy && inside(mount)) {
         return Err(cpu_limit::Error::Gone(entry.directory.clone()));
-    };
+    }
     let is_same = fs::metadata(&entry.directory).is_ok_and(|metadata| metadata.ino() == entry.inode);
     if !is_same {
         return Err(cpu_limit::Error::Gone(entry.directory.clone()));
     }
-    entry.restore(&CpuLimitFile::new(entry.hierarchy, mount, entry.directory.clone()))
+    entry.restore(&CpuLimitFile::new(entry.hierarchy, entry.directory.clone()))
 }

@@ -133,7 +133,7 @@ impl Actuator {
             let path = self.path_of(below);
             let owners = match self.held.get(&path) {
                 Some(held) => Ok(held.entry.owner),
-                None => self.file(below.hierarchy, &path).read(),
+                None => CpuLimitFile::new(below.hierarchy, path.clone()).read(),
             };
             if let Ok(owners) = owners
                 && owners.quota_us.is_some()
@@ -157,7 +157,7 @@ impl Actuator {
             return Ok(false);
         }
         if !self.held.contains_key(path) {
-            let file = self.file(directory.hierarchy, path);
+            let file = CpuLimitFile::new(directory.hierarchy, path.to_owned());
             let owner = file.read()?;
             let entry = Entry::new(directory.hierarchy, path.to_owned(), directory.inode, owner);
             self.held.insert(path.to_owned(), Held { file, entry, yielded_until: Duration::ZERO });
@@ -216,10 +216,6 @@ impl Actuator {
 
     fn path_of(&self, directory: &Directory) -> PathBuf {
         self.mounts.point(directory.hierarchy).join(&directory.path)
-    }
-
-    fn file(&self, hierarchy: Hierarchy, path: &Path) -> CpuLimitFile {
-        CpuLimitFile::new(hierarchy, self.mounts.point(hierarchy), path.to_owned())
     }
 }
 

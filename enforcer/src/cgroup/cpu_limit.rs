@@ -1,12 +1,8 @@
 //! The CPU bandwidth limit of a directory: `cpu.max` on v2, `cpu.cfs_quota_us` and `cpu.cfs_period_us` on v1.
 
-use std::{
-    error::Error as _,
-    io,
-    path::{Path, PathBuf},
-};
+use std::{error::Error as _, io, path::PathBuf};
 
-use cgroups_rs::fs::cpu::CpuController;
+use cgroups_rs::cpu::CpuController;
 
 use super::hierarchy::Hierarchy;
 use crate::model::CpuLimit;
@@ -38,10 +34,10 @@ pub struct CpuLimitFile {
 }
 
 impl CpuLimitFile {
-    /// The limit of `directory`, an absolute path in a hierarchy mounted at `mount`.
-    pub fn new(hierarchy: Hierarchy, mount: &Path, directory: PathBuf) -> Self {
+    /// The limit of `directory`, an absolute path.
+    pub fn new(hierarchy: Hierarchy, directory: PathBuf) -> Self {
         let is_v2 = hierarchy == Hierarchy::V2;
-        let controller = CpuController::new(directory.clone(), mount.to_owned(), is_v2);
+        let controller = CpuController::new(directory.clone(), is_v2);
         Self { directory, controller, is_v2 }
     }
 
@@ -50,7 +46,7 @@ impl CpuLimitFile {
     /// # Errors
     /// [`Error::Gone`], [`Error::NoController`] or what the file system says.
     pub fn read(&self) -> Result<CpuLimit, Error> {
-        let read = || -> cgroups_rs::fs::error::Result<CpuLimit> {
+        let read = || -> cgroups_rs::error::Result<CpuLimit> {
             let quota_us =
                 u64::try_from(self.controller.cfs_quota()?).ok().filter(|&us| us < i64::MAX as u64);
             Ok(CpuLimit { quota_us, period_us: self.controller.cfs_period()? })
@@ -65,7 +61,7 @@ impl CpuLimitFile {
     /// As for [`CpuLimitFile::read`], and [`Error::Refused`].
     pub fn write(&self, limit: CpuLimit) -> Result<(), Error> {
         let quota = limit.quota_us.map_or(-1, |us| i64::try_from(us).expect("BUG: a quota of 292,000 years"));
-        let write = || -> cgroups_rs::fs::error::Result<()> {
+        let write = || -> cgroups_rs::error::Result<()> {
             if self.is_v2 {
                 return self.controller.set_cfs_quota_and_period(Some(quota), Some(limit.period_us));
             }
@@ -81,7 +77,7 @@ impl CpuLimitFile {
         write().map_err(|err| self.explain(&err, Some(limit)))
     }
 
-    fn explain(&self, err: &cgroups_rs::fs::error::Error, limit: Option<CpuLimit>) -> Error {
+    fn explain(&self, err: &cgroups_rs::error::Error, limit: Option<CpuLimit>) -> Error {
         let path = self.directory.clone();
         let cause = err.source().and_then(|cause| cause.downcast_ref::<io::Error>());
         let errno = cause.and_then(io::Error::raw_os_error).map(rustix::io::Errno::from_raw_os_error);
@@ -113,7 +109,7 @@ mod tests {
         for (name, text) in files {
             fs::write(directory.join(name), text).unwrap();
         }
-        let file = CpuLimitFile::new(Hierarchy::V1Cpu, mount.path(), directory);
+        let file = CpuLimitFile::new(Hierarchy::V1Cpu, directory);
         (mount, file)
     }
 
