@@ -125,6 +125,14 @@ impl Comparison {
         (stock > alone).then(|| (stock - enforced) / (stock - alone))
     }
 
+    /// Whether BE did harm that stands out of the noise: no round alone was as bad as any with BE at stock weights, and the
+    /// difference is one that somebody would notice.
+    pub fn is_harmed(&self) -> bool {
+        let p99 = |phase| self.spread(phase, |run| run.client.p99_us);
+        let (alone, stock) = (p99(Phase::Alone), p99(Phase::Stock));
+        stock.min > alone.max && stock.median > alone.median * 1.1
+    }
+
     /// CPU time that BE has with the agent, of what it has with stock weights.
     pub fn be_cpu_kept(&self) -> f64 {
         let cores = |phase| self.spread(phase, |run| run.be_cores).median;
@@ -135,6 +143,7 @@ impl Comparison {
         let mut phases: Map<String, Value> =
             Phase::ALL.iter().map(|&phase| (phase.name().to_owned(), self.phase(phase))).collect();
         phases.insert("p99_gap_closed_ratio".into(), json!(self.gap_closed()));
+        phases.insert("p99_gap_stands_out".into(), json!(self.is_harmed()));
         phases.insert("be_cpu_kept_ratio".into(), json!(self.be_cpu_kept()));
         phases.insert("be_work_unit".into(), json!(self.be.unit()));
         Value::Object(phases)

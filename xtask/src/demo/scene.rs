@@ -207,7 +207,7 @@ impl Scene {
         let sandbox = Sandbox::new("enforcer-demo")?;
         let ls_group = sandbox.group("ls", LS_SHARES)?;
         let be_group = sandbox.group("be", BE_SHARES)?;
-        let (_server, address) = self.start_server(&ls_group)?;
+        let (mut server, address) = self.start_server(&ls_group)?;
         let (mut agent, agent_address) = self.start_agent(&sandbox, slo)?;
         let work_path = self.out.join("work");
         fs::remove_file(&work_path).ok();
@@ -232,6 +232,8 @@ impl Scene {
         let ended = agent.terminate(Duration::from_secs(5))?;
         anyhow::ensure!(ended.success(), "the agent ended with {ended}");
         check_restored(&be_group)?;
+        // Asked, not killed: nginx takes its workers along.
+        server.terminate(Duration::from_secs(5))?;
         if phase == Phase::Enforced {
             say(&format!("        why: {}", measured.explanation));
         }
