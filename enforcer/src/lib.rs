@@ -11,7 +11,9 @@
 // Denied where it matters: see clippy.toml.
 
 pub mod agent;
+pub mod guardian;
 pub mod preflight;
+pub mod record;
 
 pub mod cgroup;
 pub mod kernel;

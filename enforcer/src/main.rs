@@ -1,13 +1,19 @@
 //! The `enforcer` command.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use enforcer::{agent, policy, preflight, report::top};
+use enforcer::{
+    agent, guardian, policy, preflight,
+    record::{self, Print},
+    report::top,
+};
 use tracing_subscriber::EnvFilter;
 
 /// Where the agent answers unless told otherwise.
 const ADDRESS: &str = "127.0.0.1:9317";
+/// Five ticks.
+const WATCHDOG: &str = "500ms";
 
 /// Lets batch work use what latency-sensitive services leave idle, without hurting them.
 #[derive(Parser)]
@@ -46,6 +52,30 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// Put the owners' limits back when the agent dies or hangs.
+    ///
+    /// An agent starts a guardian for itself, unless it is told --no-guardian. Where all processes of an agent may die
+    /// at once, as in a container, let a guardian run beside it, with the same --state-dir.
+    Guardian {
+        /// An agent that begins no tick for so long hangs.
+        #[arg(long, default_value = WATCHDOG, value_name = "TIME", value_parser = humantime::parse_duration)]
+        watchdog: Duration,
+        /// End when the agent has ended.
+        #[arg(long)]
+        once: bool,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Decide again what an agent recorded, and tell whether the plans are the same.
+    ///
+    /// Shows each change of plan with its reason. Exit code 2 if a plan differs: another version decides otherwise.
+    Replay {
+        /// Made by `enforcer agent --record FILE`.
+        file: PathBuf,
+        /// Print all plans, one JSON object per line.
+        #[arg(long)]
+        json: bool,
+    },
     /// Put back the limits that an agent left behind when it was killed, without starting one.
     Restore {
         #[command(flatten)]
@@ -54,6 +84,7 @@ enum Command {
 }
 
 #[derive(Args)]
+#[expect(clippy::struct_excessive_bools, reason = "flags")]
 struct AgentArgs {
     /// The groups, their classes and objectives (YAML).
     #[arg(long, value_name = "FILE", required_unless_present = "print_policy")]
@@ -67,6 +98,15 @@ struct AgentArgs {
     /// Serve /metrics, /healthz, /readyz and /v1/status here.
     #[arg(long, default_value = ADDRESS, value_name = "ADDR")]
     listen: SocketAddr,
+    /// Write what is seen and decided to this file, about 3 kB per second, for `enforcer replay`.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// A guardian takes this agent for hung when it begins no tick for so long.
+    #[arg(long, default_value = WATCHDOG, value_name = "TIME", value_parser = humantime::parse_duration)]
+    watchdog: Duration,
+    /// Start no guardian: another one watches, or none shall.
+    #[arg(long)]
+    no_guardian: bool,
     /// Time wake-ups by probes of our own, as on kernels without `CONFIG_SCHED_INFO`.
     #[arg(long, hide = true)]
     force_wakeups: bool,
@@ -94,6 +134,15 @@ fn main() -> ExitCode {
         Command::Top { once: false, json: true, agent } => top::follow_json(agent),
         Command::Top { once: false, json: false, agent } => top::live(agent),
         Command::Check { json, place } => return check(&place, json),
+        Command::Guardian { watchdog, once, place } => guardian::run(&guardian::Options {
+            cgroup_root: place.cgroup_root,
+            state_dir: place.state_dir,
+            watchdog,
+            once,
+        }),
+        Command::Replay { file, json } => {
+            record::replay(&file, if json { Print::Plans } else { Print::Changes })
+        }
         Command::Restore { place } => agent::restore(&place.cgroup_root, &place.state_dir),
     };
     match result {
@@ -116,6 +165,8 @@ fn run_agent(args: AgentArgs) -> anyhow::Result<()> {
         state_dir: args.place.state_dir,
         listen: args.listen,
         shadow: args.shadow,
+        record: args.record,
+        watchdog: (!args.no_guardian).then_some(args.watchdog),
         force_wakeups: args.force_wakeups,
     })
 }

@@ -7,6 +7,7 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Component, Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -127,13 +128,22 @@ impl Journal {
             err => Error::Io { path: lock_path, source: err.into() },
         })?;
         let path = state_dir.join(FILE);
-        let saved = match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map_err(|err| Error::Garbled { path: path.clone(), what: err.to_string() })?,
-            Err(err) if err.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(source) => return Err(Error::Io { path, source }),
-        };
+        let saved = read(&path)?;
         Ok(Self { path, saved, lock })
+    }
+
+    /// Opens the journal as soon as whoever holds it lets go of it: a guardian holds it for a moment.
+    ///
+    /// # Errors
+    /// As [`Journal::open`], where `patience` is over.
+    pub fn open_within(state_dir: &Path, patience: Duration) -> Result<Self, Error> {
+        let until = Instant::now() + patience;
+        loop {
+            match Self::open(state_dir) {
+                Err(Error::Busy(_)) if Instant::now() < until => std::thread::sleep(Duration::from_millis(5)),
+                result => return result,
+            }
+        }
     }
 
     /// Writes down which values are replaced now, if that changed.
@@ -160,23 +170,8 @@ impl Journal {
     /// Where the journal cannot be written; single files that could not be restored are listed in the result and stay
     /// in the journal.
     pub fn restore(&mut self, mounts: &Mounts) -> Result<Restored, Error> {
-        let mut restored = Restored::default();
-        let mut left = Vec::new();
-        // Parents first: a v1 child may not be above its parent.
-        let mut entries = std::mem::take(&mut self.saved);
-        entries.sort_by(|a, b| a.directory.cmp(&b.directory));
-        for entry in entries {
-            match restore_one(&entry, mounts) {
-                Ok(true) => restored.written += 1,
-                Ok(false) | Err(cpu_limit::Error::Gone(_)) => restored.untouched += 1,
-                Err(err) => {
-                    restored.errors.push(err);
-                    left.push(entry);
-                }
-            }
-        }
+        let (restored, left) = restore_all(std::mem::take(&mut self.saved), mounts);
         // What was saved is no longer known to be there: write in any case.
-        self.saved = vec![];
         if left.is_empty() {
             match fs::remove_file(&self.path) {
                 Ok(()) => {}
@@ -188,6 +183,44 @@ impl Journal {
         }
         Ok(restored)
     }
+}
+
+/// Restores what the process that holds the journal in `state_dir` has replaced. The journal stays as it is: that
+/// process may yet carry out a write that it had begun.
+///
+/// # Errors
+/// Where the journal cannot be read.
+pub fn restore_over_its_head(state_dir: &Path, mounts: &Mounts) -> Result<Restored, Error> {
+    let (restored, _) = restore_all(read(&state_dir.join(FILE))?, mounts);
+    Ok(restored)
+}
+
+fn read(path: &Path) -> Result<Vec<Entry>, Error> {
+    match fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text)
+            .map_err(|err| Error::Garbled { path: path.to_owned(), what: err.to_string() }),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(Error::Io { path: path.to_owned(), source }),
+    }
+}
+
+/// Also returns what could not be restored.
+fn restore_all(mut entries: Vec<Entry>, mounts: &Mounts) -> (Restored, Vec<Entry>) {
+    let mut restored = Restored::default();
+    let mut left = Vec::new();
+    // Parents first: a v1 child may not be above its parent.
+    entries.sort_by(|a, b| a.directory.cmp(&b.directory));
+    for entry in entries {
+        match restore_one(&entry, mounts) {
+            Ok(true) => restored.written += 1,
+            Ok(false) | Err(cpu_limit::Error::Gone(_)) => restored.untouched += 1,
+            Err(err) => {
+                restored.errors.push(err);
+                left.push(entry);
+            }
+        }
+    }
+    (restored, left)
 }
 
 /// Never outside the mounted hierarchies, whatever the file says.

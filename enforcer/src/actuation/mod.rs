@@ -5,6 +5,7 @@
 //! their wish: it becomes the owner's value.
 
 pub mod journal;
+pub mod lease;
 pub mod split;
 
 use std::{

@@ -18,7 +18,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::{meter::Meter, steal::StealMeter};
 use crate::{
-    actuation::{Actuator, Target, journal::Journal, split::equal_part},
+    actuation::{
+        Actuator, Target,
+        journal::Journal,
+        lease::{Lease, Standing},
+        split::equal_part,
+    },
     cgroup::{
         hierarchy::{Layout, Mounts},
         tree::{Change, Directory, Tree},
@@ -28,12 +33,14 @@ use crate::{
         governor::{Governor, Mode},
         plan::Plan,
     },
+    guardian::Guardian,
     kernel::{
         probes::{Identity, Loaded, Probes, possible_cpus},
         support::{Sizes, Support},
     },
     model::{GroupId, Snapshot},
     policy::{Class, Policy},
+    record::{Header, Recorder},
     report::{
         ledger::Ledger,
         serve::{Shared, serve},
@@ -44,6 +51,8 @@ use crate::{
 const TICK: Duration = Duration::from_millis(100);
 /// How often the ledger is brought up to date.
 const REPORT: Duration = Duration::from_secs(1);
+/// A guardian holds the journal for a moment when it looks after a dead agent's limits.
+const JOURNAL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the agent was told on the command line.
 #[derive(Clone, Debug)]
@@ -53,6 +62,10 @@ pub struct Options {
     pub state_dir: PathBuf,
     pub listen: SocketAddr,
     pub shadow: bool,
+    /// Write down what is seen and decided.
+    pub record: Option<PathBuf>,
+    /// Start a guardian that takes this process for hung when it begins no tick for so long. `None`: somebody else does.
+    pub watchdog: Option<Duration>,
     /// Use the wake-up probes although the kernel may offer better.
     pub force_wakeups: bool,
 }
@@ -75,7 +88,7 @@ pub fn run(options: &Options) -> Result<()> {
 /// Where the journal cannot be read, or a value not be restored.
 pub fn restore(cgroup_root: &Path, state_dir: &Path) -> Result<()> {
     let mounts = Mounts::below(cgroup_root)?;
-    let mut journal = Journal::open(state_dir)?;
+    let mut journal = Journal::open_within(state_dir, JOURNAL_PATIENCE)?;
     restore_leftovers(&mut journal, &mounts)
 }
 
@@ -97,6 +110,11 @@ struct Agent {
     steal: StealMeter,
     governor: Governor,
     actuator: Actuator,
+    lease: Lease,
+    // After the actuator, so that it is ended when everything was restored.
+    guardian: Option<Guardian>,
+    recorder: Option<Recorder>,
+    options: Options,
     shared: Shared,
     started: Instant,
     snapshot: Snapshot,
@@ -113,6 +131,7 @@ struct Counts {
     writes: u64,
     write_errors: u64,
     foreign_writes: u64,
+    revocations: u64,
 }
 
 impl Agent {
@@ -122,7 +141,7 @@ impl Agent {
             std::thread::available_parallelism().map_or(cpus, |n| u32::try_from(n.get()).unwrap_or(cpus));
         let policy = Policy::load(&options.policy, online)?;
         let mounts = Mounts::below(&options.cgroup_root)?;
-        let mut journal = Journal::open(&options.state_dir)?;
+        let mut journal = Journal::open_within(&options.state_dir, JOURNAL_PATIENCE)?;
         restore_leftovers(&mut journal, &mounts)?;
 
         let support = Support::of_running_kernel(options.force_wakeups)?;
@@ -146,6 +165,9 @@ impl Agent {
         let patterns = policy.groups.iter().enumerate().flat_map(|(index, group)| {
             group.patterns.iter().map(move |pattern| (GroupId(index), pattern.clone()))
         });
+        let recorder = options.record.as_deref().map(|path| start_recording(path, options, online));
+        let lease = Lease::open(&options.state_dir)?;
+        let guardian = start_guardian(options)?;
         let tree = Tree::new(mounts.clone(), patterns.collect());
         let mode = if options.shadow { Mode::Shadow } else { Mode::Enforce };
         tracing::info!(
@@ -157,6 +179,10 @@ impl Agent {
             meter: Meter::new(&policy, counters, slots),
             steal: StealMeter::default(),
             actuator: Actuator::new(mounts, journal, options.shadow),
+            recorder: recorder.transpose()?,
+            lease,
+            guardian,
+            options: options.clone(),
             policy,
             tree,
             probes,
@@ -194,6 +220,7 @@ impl Agent {
 
     fn tick(&mut self) {
         let now = self.started.elapsed();
+        self.renew_lease();
         self.follow_cgroups(now);
         let steal = self.steal.read();
         self.meter.snapshot(now, steal, &mut self.snapshot);
@@ -203,6 +230,31 @@ impl Agent {
         self.counts.ticks += 1;
         if now >= self.report_at {
             self.report(now);
+        }
+    }
+
+    fn renew_lease(&mut self) {
+        match self.lease.renew() {
+            Ok(Standing::Kept) => {}
+            Ok(Standing::Revoked) => {
+                tracing::warn!("no tick for too long: the guardian took the limits off; starting over");
+                self.counts.revocations += 1;
+                // A write of ours may have come after the guardian's.
+                let released = self.actuator.release_all();
+                self.counts.writes += released.writes;
+            }
+            Err(err) => tracing::error!(%err, "the guardian may take this agent for dead"),
+        }
+    }
+
+    fn watch_guardian(&mut self) {
+        let Some(guardian) = &mut self.guardian else { return };
+        if !guardian.is_running() {
+            tracing::warn!("the guardian ended; starting another");
+            match start_guardian(&self.options) {
+                Ok(new) => self.guardian = new,
+                Err(err) => tracing::error!("{err:#}"),
+            }
         }
     }
 
@@ -243,6 +295,9 @@ impl Agent {
             tracing::error!(%insane, "BUG: the plan is not carried out; please report this");
             self.plan.limits.clear();
         }
+        if let Some(recorder) = &mut self.recorder {
+            recorder.tick(&self.snapshot, &self.plan);
+        }
     }
 
     fn act(&mut self, now: Duration) {
@@ -271,6 +326,8 @@ impl Agent {
     }
 
     fn report(&mut self, now: Duration) {
+        self.watch_guardian();
+        let guarded = self.guardian.as_mut().map(Guardian::is_running);
         let elapsed = now.saturating_sub(self.reported_at);
         let (meter, plan, counts) = (&mut self.meter, &self.plan, &mut self.counts);
         let (steal, unwatched) = (self.snapshot.steal, self.tree.unwatched());
@@ -282,6 +339,8 @@ impl Agent {
             ledger.writes += counts.writes;
             ledger.write_errors += counts.write_errors;
             ledger.foreign_writes += counts.foreign_writes;
+            ledger.revocations += counts.revocations;
+            ledger.guarded = guarded;
             ledger.steal = steal;
             ledger.unwatched = unwatched;
             ledger.ready = true;
@@ -292,6 +351,22 @@ impl Agent {
             self.report_at = now + REPORT;
         }
     }
+}
+
+fn start_recording(path: &Path, options: &Options, cpus: u32) -> Result<Recorder> {
+    let header = Header {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        cpus,
+        shadow: options.shadow,
+        policy: std::fs::read_to_string(&options.policy)?,
+    };
+    Recorder::start(path, &header)
+}
+
+/// Where there is anything to guard.
+fn start_guardian(options: &Options) -> Result<Option<Guardian>> {
+    let watchdog = options.watchdog.filter(|_| !options.shadow);
+    watchdog.map(|watchdog| Guardian::start(&options.cgroup_root, &options.state_dir, watchdog)).transpose()
 }
 
 /// On hybrid hosts a directory of either hierarchy may be the one that the policy names.

@@ -77,7 +77,15 @@ impl Policy {
     pub fn load(path: &Path, cpus: u32) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
-        file::parse(&text, cpus).map_err(|file::Wrong { line, what }| Error::Wrong {
+        Self::parse(&text, path, cpus)
+    }
+
+    /// Checks the text of a policy that came from `path`.
+    ///
+    /// # Errors
+    /// [`Error::Wrong`].
+    pub fn parse(text: &str, path: &Path, cpus: u32) -> Result<Self, Error> {
+        file::parse(text, cpus).map_err(|file::Wrong { line, what }| Error::Wrong {
             path: path.to_owned(),
             line,
             what,

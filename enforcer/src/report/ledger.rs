@@ -129,6 +129,10 @@ pub struct Ledger {
     pub writes: u64,
     pub write_errors: u64,
     pub foreign_writes: u64,
+    /// Times that the guardian took the agent's limits off because it began no tick.
+    pub revocations: u64,
+    /// Whether the agent's own guardian runs. `None`: it has none.
+    pub guarded: Option<bool>,
     pub drops: [u64; Drop::ALL.len()],
     pub slots_used: usize,
     pub slots_capacity: u32,
@@ -180,6 +184,8 @@ impl Ledger {
             writes: 0,
             write_errors: 0,
             foreign_writes: 0,
+            revocations: 0,
+            guarded: None,
             drops: [0; Drop::ALL.len()],
             slots_used: 0,
             slots_capacity: 0,

@@ -118,6 +118,16 @@ fn node(ledger: &Ledger) -> Vec<MetricFamily> {
             [sample([], ledger.foreign_writes as f64)],
         ),
         counter(
+            "enforcer_lease_revocations_total",
+            "Times that the guardian took the limits off because the agent began no tick",
+            [sample([], ledger.revocations as f64)],
+        ),
+        gauge(
+            "enforcer_guardian_up",
+            "Whether the agent's own guardian runs",
+            ledger.guarded.map(|guarded| sample([], f64::from(guarded))),
+        ),
+        counter(
             "enforcer_probe_drops_total",
             "Events that a probe could not count, by cause",
             Drop::ALL

@@ -13,7 +13,7 @@ use enforcer_rig::{
     process::{Process, piped, workload, workload_in},
     sandbox::{Group, Sandbox},
 };
-use enforcer_tests::agent::{Agent, Files, PATIENCE};
+use enforcer_tests::agent::{Agent, Files, PATIENCE, enforcer};
 use rustix::process::Signal;
 
 /// How soon the owner's values must be back after a crash and a restart.
@@ -54,6 +54,29 @@ impl Scene {
         )
     }
 
+    /// A limit that is not the kernel's default, so that restoring the default would be noticed.
+    fn set_owners_limit(&self) -> Result<String> {
+        let directory = self.be.cpu_directory();
+        if directory.join("cpu.max").exists() {
+            fs::write(directory.join("cpu.max"), "1900000 1000000")?;
+        } else {
+            fs::write(directory.join("cpu.cfs_period_us"), "1000000")?;
+            fs::write(directory.join("cpu.cfs_quota_us"), "1900000")?;
+        }
+        self.be.cpu_limit()
+    }
+
+    fn wait_until_restored(&self, owners: &str, begun: Instant) -> Result<Duration> {
+        loop {
+            let found = self.be.cpu_limit()?;
+            if found == owners {
+                return Ok(begun.elapsed());
+            }
+            ensure!(begun.elapsed() < RESTORED_WITHIN, "not restored after {:?}: {found}", begun.elapsed());
+            sleep(Duration::from_millis(5));
+        }
+    }
+
     fn start_antagonist(&mut self) -> Result<()> {
         let mut command = workload_in(&self.be)?;
         // Twice as many threads as CPUs: no CPU is ever free.
@@ -67,7 +90,11 @@ impl Scene {
 
     /// Lets BE hurt until the agent squeezes it.
     fn squeezed(&mut self) -> Result<Agent> {
-        let mut agent = Agent::start(&self.files, &self.policy(), &[])?;
+        self.squeezed_by(&[])
+    }
+
+    fn squeezed_by(&mut self, options: &[&str]) -> Result<Agent> {
+        let mut agent = Agent::start(&self.files, &self.policy(), options)?;
         self.start_antagonist()?;
         agent.wait_for("BE is squeezed", |agent| Ok(agent.status()?.reason == "squeeze"))?;
         Ok(agent)
@@ -77,7 +104,8 @@ impl Scene {
 pub fn squeeze() -> Result<()> {
     let mut scene = Scene::new("squeeze")?;
     let owners = scene.be.cpu_limit()?;
-    let mut agent = scene.squeezed()?;
+    let recording = scene.files.path().join("recording");
+    let mut agent = scene.squeezed_by(&["--record", recording.to_str().context("not UTF-8")?])?;
     let squeezed = scene.be.cpu_limit()?;
     ensure!(squeezed != owners, "the agent says that it squeezes, and the limit is {squeezed}");
     let status = agent.status()?;
@@ -104,22 +132,18 @@ pub fn squeeze() -> Result<()> {
     agent.wait_for("BE is squeezed again", |agent| Ok(agent.status()?.reason == "squeeze"))?;
     agent.stop()?;
     ensure!(scene.be.cpu_limit()? == owners, "after SIGTERM: {}", scene.be.cpu_limit()?);
+    let replayed = enforcer()?.arg("replay").arg(&recording).output()?;
+    let text =
+        String::from_utf8_lossy(&replayed.stdout).into_owned() + &String::from_utf8_lossy(&replayed.stderr);
+    ensure!(replayed.status.success() && text.contains("all plans as recorded"), "{text}");
     ensure!(scene.server.is_running() && scene.client.is_running(), "LS did not survive the test");
     Ok(())
 }
 
 pub fn kill_9() -> Result<()> {
     let mut scene = Scene::new("kill")?;
-    // Not the default, so that restoring the default would be noticed.
-    let directory = scene.be.cpu_directory();
-    if directory.join("cpu.max").exists() {
-        fs::write(directory.join("cpu.max"), "1900000 1000000")?;
-    } else {
-        fs::write(directory.join("cpu.cfs_period_us"), "1000000")?;
-        fs::write(directory.join("cpu.cfs_quota_us"), "1900000")?;
-    }
-    let owners = scene.be.cpu_limit()?;
-    let mut agent = scene.squeezed()?;
+    let owners = scene.set_owners_limit()?;
+    let mut agent = scene.squeezed_by(&["--no-guardian"])?;
     agent.process.signal(Signal::KILL)?;
     agent.process.terminate(PATIENCE)?;
     ensure!(scene.be.cpu_limit()? != owners, "nothing was left behind, so there is nothing to test");
@@ -128,20 +152,69 @@ pub fn kill_9() -> Result<()> {
     scene.antagonist = None;
     let begun = Instant::now();
     let mut next = Agent::spawn(&scene.files, &scene.policy(), &["--shadow"])?;
-    while scene.be.cpu_limit()? != owners {
-        ensure!(
-            begun.elapsed() < RESTORED_WITHIN,
-            "not restored after {:?}: {}",
-            begun.elapsed(),
-            scene.be.cpu_limit()?
-        );
-        sleep(Duration::from_millis(5));
-    }
+    scene.wait_until_restored(&owners, begun)?;
     println!("restored within {:?} of the restart", begun.elapsed());
     next.wait_until_ready()?;
     next.stop()?;
     ensure!(scene.be.cpu_limit()? == owners, "{}", scene.be.cpu_limit()?);
     Ok(())
+}
+
+/// The guardian restores what a killed agent left behind, and nobody has to start anything.
+pub fn guardian_after_kill() -> Result<()> {
+    let mut scene = Scene::new("guardian")?;
+    let owners = scene.set_owners_limit()?;
+    let mut took = Vec::new();
+    for _ in 0..rounds() {
+        let mut agent = scene.squeezed()?;
+        ensure!(scene.be.cpu_limit()? != owners, "not squeezed");
+        let begun = Instant::now();
+        agent.process.signal(Signal::KILL)?;
+        took.push(scene.wait_until_restored(&owners, begun)?);
+        agent.process.terminate(PATIENCE)?;
+        scene.antagonist = None;
+    }
+    println!(
+        "{} times, restored within {:?} at most",
+        took.len(),
+        took.iter().max().copied().unwrap_or_default()
+    );
+    Ok(())
+}
+
+/// The guardian takes the limits off when the agent is stopped; the agent goes on when it is continued, and restores at
+/// its end what the owner had set.
+pub fn guardian_after_stop() -> Result<()> {
+    let mut scene = Scene::new("hang")?;
+    let owners = scene.set_owners_limit()?;
+    let mut agent = scene.squeezed()?;
+    let mut took = Vec::new();
+    for round in 1..=rounds() {
+        agent.wait_for("BE is limited", |_| Ok(scene.be.cpu_limit()? != owners))?;
+        let begun = Instant::now();
+        agent.process.signal(Signal::STOP)?;
+        let restored = scene.wait_until_restored(&owners, begun);
+        // A limit that was on its way when the agent was stopped comes late, and must go as well.
+        agent.process.signal(Signal::CONT)?;
+        took.push(restored?);
+        agent.wait_for("the agent knows", |agent| {
+            let (_, metrics) = agent.get("/metrics")?;
+            Ok(metrics.lines().any(|line| line == format!("enforcer_lease_revocations_total {round}")))
+        })?;
+    }
+    agent.stop()?;
+    ensure!(scene.be.cpu_limit()? == owners, "{}", scene.be.cpu_limit()?);
+    println!(
+        "{} times, restored within {:?} at most",
+        took.len(),
+        took.iter().max().copied().unwrap_or_default()
+    );
+    Ok(())
+}
+
+/// How often to try what must work every time.
+fn rounds() -> usize {
+    std::env::var("ENFORCER_TEST_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(2)
 }
 
 pub fn shadow() -> Result<()> {
@@ -183,7 +256,8 @@ pub fn churn() -> Result<()> {
          - name: batch\n  class: BE\n  cgroups: ['{0}/be*']\nlimits:\n  cgroups: 1024\n",
         sandbox.path()
     );
-    let mut agent = Agent::start(&files, &policy, &[])?;
+    // A slow virtual machine is busy for long with a tick in which a hundred directories came.
+    let mut agent = Agent::start(&files, &policy, &["--watchdog", "10s"])?;
     // As many, so that what is kept for reuse has its final size.
     churn_some(&sandbox, CGROUPS)?;
     agent.wait_for("all have gone", |agent| {

@@ -40,6 +40,16 @@ fn main() {
             &[Root, Probes, TwoCpus],
             limits::kill_9,
         ),
+        trial(
+            "the_guardian_restores_what_a_killed_agent_left",
+            &[Root, Probes, TwoCpus],
+            limits::guardian_after_kill,
+        ),
+        trial(
+            "the_guardian_takes_limits_off_while_the_agent_is_stopped",
+            &[Root, Probes, TwoCpus],
+            limits::guardian_after_stop,
+        ),
         trial("shadow_mode_writes_nothing", &[Root, Probes, TwoCpus], limits::shadow),
         trial(
             "a_v1_parent_is_squeezed_below_its_childrens_limits",
