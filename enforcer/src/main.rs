@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use enforcer::{
     agent, guardian, policy, preflight,
     record::{self, Print},
-    report::top,
+    report::{explain, top},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -35,6 +35,18 @@ enum Command {
         /// Print once and exit.
         #[arg(long)]
         once: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        /// Address of the agent.
+        #[arg(long, default_value = ADDRESS, value_name = "ADDR")]
+        agent: SocketAddr,
+    },
+    /// Tell why a running agent did what it did lately: evidence, limits before and after, what came of it.
+    Explain {
+        /// So many decisions at most.
+        #[arg(long, default_value_t = 10, value_name = "N")]
+        last: usize,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -133,6 +145,7 @@ fn main() -> ExitCode {
         Command::Top { once: true, json, agent } => top::once(agent, json),
         Command::Top { once: false, json: true, agent } => top::follow_json(agent),
         Command::Top { once: false, json: false, agent } => top::live(agent),
+        Command::Explain { last, json, agent } => explain::explain(agent, last, json),
         Command::Check { json, place } => return check(&place, json),
         Command::Guardian { watchdog, once, place } => guardian::run(&guardian::Options {
             cgroup_root: place.cgroup_root,

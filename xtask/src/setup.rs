@@ -79,7 +79,9 @@ pub fn linker() -> Result<()> {
         return Ok(());
     }
     println!("setup: building bpf-linker {LINKER} into {} (about a minute)", home.display());
-    fs::create_dir_all(&home)?;
+    fs::create_dir_all(&home).with_context(|| {
+        format!("cannot make {}: name a writable place in XDG_CACHE_HOME", home.display())
+    })?;
     run(cargo()
         .args(["install", "--quiet", "bpf-linker", "--version", LINKER, "--locked", "--root"])
         .arg(&home))

@@ -29,7 +29,8 @@ const VM_SUITE: vm::Suite = vm::Suite::Bookworm;
 pub fn run(args: &Args) -> Result<()> {
     let mut skipped = Vec::new();
     setup::toolchain()?;
-    if let Err(err) = setup::linker() {
+    let linker = setup::linker();
+    if let Err(err) = &linker {
         println!(
             "!! no bpf-linker ({err:#}): the probes are not built and nothing that needs them is tested"
         );
@@ -50,6 +51,8 @@ pub fn run(args: &Args) -> Result<()> {
     interrupt::check()?;
     if args.no_vm || args.filter.is_some() {
         skipped.push(format!("virtual machine {VM_SUITE:?} (left out on the command line)"));
+    } else if linker.is_err() {
+        skipped.push(format!("virtual machine {VM_SUITE:?} (no bpf-linker, so no probes to try there)"));
     } else if !is_root() && setup::packages(&setup::VM_PACKAGES).is_err() {
         skipped.push(format!(
             "virtual machine {VM_SUITE:?} (qemu, busybox or cpio is missing and this is not root)"

@@ -31,7 +31,7 @@ use crate::{
     decision::{
         check,
         governor::{Governor, Mode},
-        plan::Plan,
+        plan::{Plan, Reason},
     },
     guardian::Guardian,
     kernel::{
@@ -42,6 +42,7 @@ use crate::{
     policy::{Class, Policy},
     record::{Header, Recorder},
     report::{
+        history::NewPlan,
         ledger::Ledger,
         serve::{Shared, serve},
     },
@@ -121,6 +122,8 @@ struct Agent {
     plan: Plan,
     report_at: Duration,
     reported_at: Duration,
+    /// Decisions since the ledger was brought up to date.
+    changes: Vec<NewPlan>,
     counts: Counts,
 }
 
@@ -193,6 +196,7 @@ impl Agent {
             plan: Plan::default(),
             report_at: Duration::ZERO,
             reported_at: Duration::ZERO,
+            changes: Vec::new(),
             counts: Counts::default(),
         })
     }
@@ -288,6 +292,13 @@ impl Agent {
             let sentence = plan.reason.sentence(|group| &self.policy.groups[group.0].name);
             tracing::info!(reason = plan.reason.label(), "{sentence}");
         }
+        // The windows of a trial are not decisions of their own.
+        let is_decision = plan.reason.label() != self.plan.reason.label()
+            || (plan.limits != self.plan.limits && !matches!(plan.reason, Reason::Trial { .. }));
+        if is_decision {
+            let before = self.plan.limits.clone();
+            self.changes.push(NewPlan { at: self.snapshot.taken_at, before, plan: plan.clone() });
+        }
         if *plan != self.plan {
             self.plan.clone_from(plan);
         }
@@ -330,10 +341,12 @@ impl Agent {
         let guarded = self.guardian.as_mut().map(Guardian::is_running);
         let elapsed = now.saturating_sub(self.reported_at);
         let (meter, plan, counts) = (&mut self.meter, &self.plan, &mut self.counts);
+        let changes = &self.changes;
         let (steal, unwatched) = (self.snapshot.steal, self.tree.unwatched());
         let done = self.shared.try_update(|ledger| {
             meter.report(ledger);
             ledger.plan(plan, elapsed);
+            ledger.decisions(changes, now);
             ledger.advance(now);
             ledger.ticks += counts.ticks;
             ledger.writes += counts.writes;
@@ -347,6 +360,7 @@ impl Agent {
         });
         if done {
             *counts = Counts::default();
+            self.changes.clear();
             self.reported_at = now;
             self.report_at = now + REPORT;
         }

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use enforcer_ebpf::layout::{CULPRIT_IDLE, CULPRIT_OTHER, CULPRIT_UNATTRIBUTED, Drop, FIRST_CULPRIT};
 
+use super::history::{History, NewPlan};
 use crate::{
     decision::plan::{Plan, Reason},
     kernel::support::{Sizes, WaitSource},
@@ -143,6 +144,7 @@ pub struct Ledger {
     pub request_latency_missing: Option<String>,
     /// The first snapshot was taken and the loop runs.
     pub ready: bool,
+    pub history: History,
     turned_at: Duration,
     window_began: [Duration; 2],
 }
@@ -195,6 +197,7 @@ impl Ledger {
             sizes,
             request_latency_missing,
             ready: false,
+            history: History::default(),
             turned_at: Duration::ZERO,
             window_began: [Duration::ZERO; 2],
         }
@@ -213,6 +216,17 @@ impl Ledger {
                 group.limited += elapsed;
             }
         }
+    }
+
+    /// Notes changes of plan, and what came of earlier ones.
+    pub fn decisions(&mut self, changes: &[NewPlan], now: Duration) {
+        // Out of the ledger for a moment, because it looks at it.
+        let mut history = std::mem::take(&mut self.history);
+        for change in changes {
+            history.note(change, self);
+        }
+        history.judge(now, self);
+        self.history = history;
     }
 
     /// Moves the recent window on.

@@ -1,5 +1,7 @@
 //! What was measured and done, for people and machines.
 
+pub mod explain;
+pub mod history;
 pub mod ledger;
 pub mod metrics;
 pub mod serve;

@@ -1,4 +1,4 @@
-//! HTTP: `/metrics`, `/healthz`, `/readyz`, `/v1/status`.
+//! HTTP: `/metrics`, `/healthz`, `/readyz`, `/v1/status`, `/v1/decisions`.
 //!
 //! Served by a thread of its own, so that a scrape never delays the loop.
 
@@ -17,6 +17,7 @@ use axum::{
 };
 
 use super::{
+    history::Decision,
     ledger::Ledger,
     metrics::{self, Process},
     status::Status,
@@ -71,6 +72,7 @@ pub fn serve(address: SocketAddr, shared: Shared) -> std::io::Result<SocketAddr>
             .route("/healthz", get(healthz))
             .route("/readyz", get(readyz))
             .route("/v1/status", get(status))
+            .route("/v1/decisions", get(decisions))
             .with_state(shared);
         axum::serve(listener, routes).await
     };
@@ -110,5 +112,11 @@ async fn status(State(shared): State<Shared>) -> Response {
     let process = Process::read();
     let status = Status::of(&shared.lock().ledger, process.as_ref());
     let text = serde_json::to_string(&status).expect("BUG: a status is plain data");
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+}
+
+async fn decisions(State(shared): State<Shared>) -> Response {
+    let decisions: Vec<Decision> = shared.lock().ledger.history.decisions().cloned().collect();
+    let text = serde_json::to_string(&decisions).expect("BUG: decisions are plain data");
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use enforcer::report::history::Decision;
 use enforcer_rig::{
     process::{Process, piped, workload, workload_in},
     sandbox::{Group, Sandbox},
@@ -123,6 +124,8 @@ pub fn squeeze() -> Result<()> {
     let cores = scene.be.cpu_time()?.saturating_sub(before).as_secs_f64() / begun.elapsed().as_secs_f64();
     ensure!(cores >= 0.095, "BE got {cores:.3} CPUs, its floor is 0.1");
 
+    explains_itself(&agent)?;
+
     // When BE has gone, so does its limit.
     scene.antagonist = None;
     agent.wait_for("the limit is gone", |agent| Ok(agent.status()?.reason != "squeeze"))?;
@@ -137,6 +140,20 @@ pub fn squeeze() -> Result<()> {
         String::from_utf8_lossy(&replayed.stdout).into_owned() + &String::from_utf8_lossy(&replayed.stderr);
     ensure!(replayed.status.success() && text.contains("all plans as recorded"), "{text}");
     ensure!(scene.server.is_running() && scene.client.is_running(), "LS did not survive the test");
+    Ok(())
+}
+
+/// Who suffered, what was done about it, and what came of it.
+fn explains_itself(agent: &Agent) -> Result<()> {
+    let address = agent.address.to_string();
+    let output = enforcer()?.args(["explain", "--json", "--agent", &address]).output()?;
+    let decisions: Vec<Decision> = serde_json::from_slice(&output.stdout)?;
+    let squeeze = decisions.iter().find(|decision| decision.reason == "squeeze").context("no squeeze")?;
+    let victim = squeeze.victim.as_ref().context("no victim")?;
+    ensure!(victim.name == "web" && victim.p99_seconds > victim.objective_seconds, "{victim:?}");
+    ensure!(squeeze.limits.iter().any(|change| change.group == "batch" && change.after_cores.is_some()));
+    let outcome = squeeze.outcome.context("no outcome ten seconds later")?;
+    ensure!(outcome.slow_ratio < victim.slow_ratio, "{squeeze:?}");
     Ok(())
 }
 
@@ -189,18 +206,16 @@ pub fn guardian_after_stop() -> Result<()> {
     let owners = scene.set_owners_limit()?;
     let mut agent = scene.squeezed()?;
     let mut took = Vec::new();
-    for round in 1..=rounds() {
+    for _ in 0..rounds() {
         agent.wait_for("BE is limited", |_| Ok(scene.be.cpu_limit()? != owners))?;
+        let before = revocations(&agent)?;
         let begun = Instant::now();
         agent.process.signal(Signal::STOP)?;
         let restored = scene.wait_until_restored(&owners, begun);
         // A limit that was on its way when the agent was stopped comes late, and must go as well.
         agent.process.signal(Signal::CONT)?;
         took.push(restored?);
-        agent.wait_for("the agent knows", |agent| {
-            let (_, metrics) = agent.get("/metrics")?;
-            Ok(metrics.lines().any(|line| line == format!("enforcer_lease_revocations_total {round}")))
-        })?;
+        agent.wait_for("the agent knows", |agent| Ok(revocations(agent)? > before))?;
     }
     agent.stop()?;
     ensure!(scene.be.cpu_limit()? == owners, "{}", scene.be.cpu_limit()?);
@@ -210,6 +225,13 @@ pub fn guardian_after_stop() -> Result<()> {
         took.iter().max().copied().unwrap_or_default()
     );
     Ok(())
+}
+
+fn revocations(agent: &Agent) -> Result<u64> {
+    let (_, metrics) = agent.get("/metrics")?;
+    let mut totals =
+        metrics.lines().filter_map(|line| line.strip_prefix("enforcer_lease_revocations_total "));
+    Ok(totals.next().context("no metric")?.parse()?)
 }
 
 /// How often to try what must work every time.

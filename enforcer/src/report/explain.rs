@@ -1,0 +1,72 @@
+//! `enforcer explain`: the latest decisions of a running agent.
+
+use std::{fmt::Write as _, net::SocketAddr};
+
+use anyhow::{Context as _, Result};
+
+use super::history::{Decision, Outcome, Victim};
+
+/// Prints the latest decisions, oldest first.
+///
+/// # Errors
+/// Where no agent answers.
+pub fn explain(agent: SocketAddr, last: usize, json: bool) -> Result<()> {
+    let answer = minreq::get(format!("http://{agent}/v1/decisions")).with_timeout(5).send();
+    let answer = answer.with_context(|| {
+        format!("no agent answers at {agent}: start `enforcer agent`, or name its address with --agent")
+    })?;
+    let decisions: Vec<Decision> = answer
+        .json()
+        .with_context(|| format!("{agent} answers, but is no enforcer agent of this version"))?;
+    let decisions = &decisions[decisions.len().saturating_sub(last)..];
+    if json {
+        println!("{}", serde_json::to_string_pretty(decisions)?);
+    } else if decisions.is_empty() {
+        println!("nothing had to be decided so far");
+    } else {
+        for decision in decisions {
+            print!("{}", paragraph(decision));
+        }
+    }
+    Ok(())
+}
+
+fn paragraph(decision: &Decision) -> String {
+    let mut text = format!("{:>9.1} s  {}\n", decision.at_seconds, decision.explanation);
+    let mut detail = |line: String| writeln!(text, "             {line}").expect("BUG: writing to a string");
+    if let Some(victim) = &decision.victim {
+        detail(evidence(victim));
+    }
+    for change in &decision.limits {
+        let cores =
+            |limit: Option<f64>| limit.map_or_else(|| "none".to_owned(), |cores| format!("{cores:.2} cores"));
+        detail(format!(
+            "CPU quota of {}: {} -> {}",
+            change.group,
+            cores(change.before_cores),
+            cores(change.after_cores)
+        ));
+    }
+    if let Some(Outcome { after_seconds, slow_ratio, be_cores }) = decision.outcome {
+        let slow = slow_ratio.map_or_else(String::new, |slow| format!("{:.1} % slow, ", slow * 100.0));
+        detail(format!("in the {after_seconds:.0} s after it: {slow}BE used {be_cores:.2} cores"));
+    }
+    text
+}
+
+fn evidence(victim: &Victim) -> String {
+    let ms = |seconds: Option<f64>| {
+        seconds.map_or_else(|| "unknown".to_owned(), |seconds| format!("{:.2} ms", seconds * 1e3))
+    };
+    let slow = victim.slow_ratio.map_or_else(String::new, |slow| format!(", {:.1} % slow", slow * 100.0));
+    let waited = victim.waited_for.as_ref().map_or_else(String::new, |(culprit, ratio)| {
+        format!("; waited for a CPU mostly for {culprit}, {:.1} ms per second", ratio * 1e3)
+    });
+    format!(
+        "{}: {} p99 {} of {} promised{slow}{waited}",
+        victim.name,
+        victim.signal,
+        ms(victim.p99_seconds),
+        ms(victim.objective_seconds)
+    )
+}

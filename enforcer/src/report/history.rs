@@ -1,0 +1,190 @@
+//! Decisions of late, each with what was known, what was done, and what came of it.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::ledger::{Durations, GroupLedger, Ledger, Time};
+use crate::{
+    decision::plan::{Objective, Plan},
+    model::{CpuLimit, GroupId, Signal},
+    policy::Class,
+    signal::tally::Tally,
+};
+
+/// Decisions that are kept.
+const KEPT: usize = 256;
+/// What came of a decision is judged by what was counted until then.
+const OUTCOME_AFTER: Duration = Duration::from_secs(5);
+
+/// A plan that replaced another.
+#[derive(Clone, Debug)]
+pub struct NewPlan {
+    /// Since the agent started.
+    pub at: Duration,
+    pub before: BTreeMap<GroupId, CpuLimit>,
+    pub plan: Plan,
+}
+
+/// One decision, as `/v1/decisions` serves it. Times in seconds, CPU in cores.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Since the agent started.
+    pub at_seconds: f64,
+    /// Label of the reason, and the reason in words.
+    pub reason: String,
+    pub explanation: String,
+    pub victim: Option<Victim>,
+    /// Limits that changed.
+    pub limits: Vec<LimitChange>,
+    /// One window later; `None`: not yet, or there was no victim.
+    pub outcome: Option<Outcome>,
+}
+
+/// The LS group concerned, as it was.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Victim {
+    pub name: String,
+    pub signal: Signal,
+    pub objective_seconds: Option<f64>,
+    pub p99_seconds: Option<f64>,
+    /// Share slower than the objective.
+    pub slow_ratio: Option<f64>,
+    /// Who ran most while it waited for a CPU, and the waiting time per time.
+    pub waited_for: Option<(String, f64)>,
+}
+
+/// The CPU quota of one BE group. `None`: no limit of enforcer's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LimitChange {
+    pub group: String,
+    pub before_cores: Option<f64>,
+    pub after_cores: Option<f64>,
+}
+
+/// What was counted from the decision on.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    pub after_seconds: f64,
+    pub slow_ratio: Option<f64>,
+    pub be_cores: f64,
+}
+
+/// The latest decisions, oldest first.
+#[derive(Clone, Debug, Default)]
+pub struct History(VecDeque<Entry>);
+
+#[derive(Clone, Debug)]
+struct Entry {
+    decision: Decision,
+    at: Duration,
+    objective: Option<Objective>,
+    /// Totals at the time of the decision.
+    counted: Tally,
+    be_cpu: Duration,
+}
+
+impl History {
+    pub fn decisions(&self) -> impl Iterator<Item = &Decision> {
+        self.0.iter().map(|entry| &entry.decision)
+    }
+
+    /// Notes a change of plan.
+    pub fn note(&mut self, change: &NewPlan, ledger: &Ledger) {
+        if self.0.len() == KEPT {
+            self.0.pop_front();
+        }
+        let name = |group: GroupId| ledger.groups[group.0].name.as_str();
+        let objective = change.plan.reason.objective();
+        self.0.push_back(Entry {
+            decision: Decision {
+                at_seconds: change.at.as_secs_f64(),
+                reason: change.plan.reason.label().to_owned(),
+                explanation: change.plan.reason.sentence(name),
+                victim: objective.map(|objective| victim(objective, ledger)),
+                limits: limits(change, name),
+                outcome: None,
+            },
+            at: change.at,
+            objective,
+            counted: objective.map_or_else(Tally::default, |objective| counted(objective, ledger)),
+            be_cpu: be_cpu(ledger),
+        });
+    }
+
+    /// Adds what came of the decisions whose window is over.
+    pub fn judge(&mut self, now: Duration, ledger: &Ledger) {
+        let due = |entry: &&mut Entry| entry.decision.outcome.is_none() && now >= entry.at + OUTCOME_AFTER;
+        for entry in self.0.iter_mut().rev().take_while(|entry| entry.decision.outcome.is_none()).filter(due)
+        {
+            let seconds = now.saturating_sub(entry.at).as_secs_f64();
+            let slow_ratio = entry.objective.and_then(|objective| {
+                let until_now = counted(objective, ledger);
+                let since = Tally {
+                    total: until_now.total - entry.counted.total,
+                    slow: until_now.slow - entry.counted.slow,
+                };
+                since.share()
+            });
+            let be_cores = be_cpu(ledger).saturating_sub(entry.be_cpu).as_secs_f64() / seconds;
+            entry.decision.outcome = Some(Outcome { after_seconds: seconds, slow_ratio, be_cores });
+        }
+    }
+}
+
+fn durations(objective: Objective, group: &GroupLedger) -> Option<&Durations> {
+    match objective.signal {
+        Signal::RequestLatency => group.requests.as_ref(),
+        Signal::RunQueueWait => Some(&group.waits),
+    }
+}
+
+fn counted(objective: Objective, ledger: &Ledger) -> Tally {
+    durations(objective, &ledger.groups[objective.victim.0]).map_or_else(Tally::default, |all| all.tally)
+}
+
+fn be_cpu(ledger: &Ledger) -> Duration {
+    ledger.groups.iter().filter(|group| group.class == Class::BE).map(|group| group.cpu.total()).sum()
+}
+
+fn victim(objective: Objective, ledger: &Ledger) -> Victim {
+    let group = &ledger.groups[objective.victim.0];
+    let threshold = match objective.signal {
+        Signal::RequestLatency => group.slo.request_latency_p99,
+        Signal::RunQueueWait => group.slo.run_queue_wait_p99,
+    };
+    let durations = durations(objective, group);
+    let p99 = durations.and_then(|durations| durations.recent_counts().quantile(0.99));
+    let waited = |time: &Time| time.recent().as_secs_f64() / ledger.window().as_secs_f64().max(1e-9);
+    let worst = group.blame.iter().max_by_key(|(_, time)| time.recent());
+    Victim {
+        name: group.name.clone(),
+        signal: objective.signal,
+        objective_seconds: threshold.map(|threshold| threshold.as_secs_f64()),
+        p99_seconds: p99.map(|p99| p99.as_secs_f64()),
+        slow_ratio: durations.and_then(|durations| durations.recent_tally().share()),
+        waited_for: worst
+            .filter(|(_, time)| !time.recent().is_zero())
+            .map(|(&column, time)| (ledger.culprit(column).to_owned(), waited(time))),
+    }
+}
+
+fn limits<'a>(change: &NewPlan, name: impl Fn(GroupId) -> &'a str) -> Vec<LimitChange> {
+    let after = &change.plan.limits;
+    let mut groups: Vec<GroupId> = change.before.keys().chain(after.keys()).copied().collect();
+    groups.sort();
+    groups.dedup();
+    let changed = groups.into_iter().filter(|group| change.before.get(group) != after.get(group));
+    let cores =
+        |limits: &BTreeMap<GroupId, CpuLimit>, group| limits.get(&group).and_then(|limit| limit.cores());
+    changed
+        .map(|group| LimitChange {
+            group: name(group).to_owned(),
+            before_cores: cores(&change.before, group),
+            after_cores: cores(after, group),
+        })
+        .collect()
+}
