@@ -140,6 +140,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("ENFORCER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    // A small program gains nothing from huge pages, and one alone would double its memory.
+    rustix::thread::disable_transparent_huge_pages(true).ok();
     let result = match cli.command {
         Command::Agent(args) => run_agent(args),
         Command::Top { once: true, json, agent } => top::once(agent, json),

@@ -155,7 +155,12 @@ fn connection(
         return Some(known);
     }
     let victim = if is_served(ctx, segment, direction) { victim_of(ctx) } else { NO_VICTIM };
-    let mut fresh = Connection { since_ns: 0, next_in: segment.sequence, victim };
+    // A server may speak first; then the acknowledgement tells where the other side's bytes begin.
+    let next_in = match direction {
+        Direction::In => segment.sequence,
+        Direction::Out => u32::from_be(ctx.load::<u32>(segment.tcp_offset + 8).ok()?),
+    };
+    let mut fresh = Connection { since_ns: 0, next_in, victim };
     let created = storage(sk, &raw mut fresh, BPF_SK_STORAGE_GET_F_CREATE.into());
     if created.is_none() {
         ThisCpu::get().drop(ctx, Drop::NoSocketState);

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use enforcer_rig::{
     antagonist::Antagonist,
     client::{self, Load},
-    server::{self, Cost},
+    server::{self, Cost, Manner},
     work::Work,
 };
 use rustix::{
@@ -45,6 +45,8 @@ enum Command {
         listen: SocketAddr,
         #[command(flatten)]
         cost: Cost,
+        #[command(flatten)]
+        manner: Manner,
     },
     /// Load a server and print what was measured as JSON.
     Load {
@@ -88,7 +90,7 @@ fn main() -> Result<()> {
         sched_setaffinity(None, &cpus).with_context(|| format!("cannot run on CPU {cpu}"))?;
     }
     match cli.command {
-        Command::Serve { listen, cost } => server::serve(listen, cost),
+        Command::Serve { listen, cost, manner } => server::serve(listen, cost, manner),
         Command::Load { to, load, real_time } => {
             if real_time {
                 become_real_time();

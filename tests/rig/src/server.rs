@@ -27,6 +27,20 @@ pub struct Cost {
     pub spin_us: u64,
 }
 
+/// How an answer is given.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Manner {
+    /// Speak first on every connection, as mail and database servers do.
+    #[arg(long)]
+    pub greet: bool,
+    /// Parts of an answer, each as long as a request.
+    #[arg(long, default_value_t = 1)]
+    pub parts: u32,
+    /// Between parts, in microseconds.
+    #[arg(long, default_value_t = 0)]
+    pub pause_us: u64,
+}
+
 /// A closed walk through all of the memory in random order, which no prefetcher can guess.
 #[derive(Debug)]
 struct Walk(Vec<u32>);
@@ -35,7 +49,7 @@ struct Walk(Vec<u32>);
 ///
 /// # Errors
 /// Where the address cannot be bound.
-pub fn serve(listen: SocketAddr, cost: Cost) -> Result<()> {
+pub fn serve(listen: SocketAddr, cost: Cost, manner: Manner) -> Result<()> {
     let listener = TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}"))?;
     let walk = Arc::new(Walk::new(cost.memory_mib << 20));
     println!("{}", listener.local_addr()?);
@@ -43,21 +57,34 @@ pub fn serve(listen: SocketAddr, cost: Cost) -> Result<()> {
         let (connection, walk) = (connection?, Arc::clone(&walk));
         thread::spawn(move || {
             // A client that hangs up ends its thread, and that is all.
-            answer(connection, cost, &walk, number).ok();
+            answer(connection, cost, manner, &walk, number).ok();
         });
     }
     Ok(())
 }
 
-fn answer(mut connection: TcpStream, cost: Cost, walk: &Walk, number: usize) -> std::io::Result<()> {
+fn answer(
+    mut connection: TcpStream,
+    cost: Cost,
+    manner: Manner,
+    walk: &Walk,
+    number: usize,
+) -> std::io::Result<()> {
     connection.set_nodelay(true)?;
     let mut request = [0; ECHO_BYTES];
+    if manner.greet {
+        connection.write_all(&request)?;
+    }
     let mut place = walk.start(number);
     loop {
         connection.read_exact(&mut request)?;
         place = walk.go(place, cost.steps);
         spin(Duration::from_micros(cost.spin_us));
         connection.write_all(&request)?;
+        for _ in 1..manner.parts {
+            thread::sleep(Duration::from_micros(manner.pause_us));
+            connection.write_all(&request)?;
+        }
     }
 }
 

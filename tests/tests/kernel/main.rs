@@ -28,6 +28,11 @@ fn main() {
         trial("full_tables_are_told_and_nothing_is_miscounted", &[Root, Probes], waits::full_table),
         trial("requests_over_ipv4_are_counted_to_the_last", &[Root, Probes], requests::over_ipv4),
         trial("requests_over_ipv6_are_counted_to_the_last", &[Root, Probes, Ipv6], requests::over_ipv6),
+        trial("short_connections_are_counted_one_by_one", &[Root, Probes], requests::short_connections),
+        trial("pipelined_requests_count_as_one", &[Root, Probes], requests::pipelining),
+        trial("a_streamed_answer_ends_with_its_first_byte", &[Root, Probes], requests::streaming),
+        trial("a_greeting_is_no_answer", &[Root, Probes], requests::greeting),
+        trial("a_half_closed_connection_is_answered", &[Root, Probes], requests::half_closed),
         trial("calls_to_others_are_not_requests_served", &[Root, Probes], requests::client_role),
         trial("slow_requests_are_told_from_fast_ones", &[Root, Probes], requests::slow_ones),
         trial(

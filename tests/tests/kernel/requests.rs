@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     thread,
     time::Duration,
 };
@@ -25,6 +25,7 @@ use enforcer_rig::{
 
 use crate::waits::{key, load};
 
+const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const VICTIM: u32 = 1;
 const CULPRIT_LS: u32 = 3;
 const REQUESTS: u64 = 500;
@@ -53,12 +54,22 @@ impl Scene {
 
     /// A server in the group; each request takes this long at least.
     fn server(&self, listen: SocketAddr, spin: Duration) -> Result<(Process, SocketAddr)> {
+        self.server_with(listen, &["--spin-us", &spin.as_micros().to_string()])
+    }
+
+    fn server_with(&self, listen: SocketAddr, options: &[&str]) -> Result<(Process, SocketAddr)> {
         let mut command = workload_in(&self.ls)?;
         command.args(["serve", "--steps", "0", "--memory-mib", "1", "--listen", &listen.to_string()]);
-        command.args(["--spin-us", &spin.as_micros().to_string()]);
+        command.args(options);
         let mut server = Process::start("the server", piped(&mut command))?;
         let address = server.first_line()?.parse()?;
         Ok((server, address))
+    }
+
+    fn has_served(&self, expected: u64) -> Result<()> {
+        let served = self.loaded.counters.requests(VICTIM).served;
+        ensure!(served == expected, "{served} requests were counted, not {expected}");
+        self.nothing_dropped()
     }
 
     fn nothing_dropped(&self) -> Result<()> {
@@ -156,4 +167,74 @@ pub fn slow_ones() -> Result<()> {
     // A busy host may delay a fast one; a slow one is never fast.
     ensure!((20..=25).contains(&totals.slow), "{} slow", totals.slow);
     Ok(())
+}
+
+/// A new connection for every request, closed by the client after the answer.
+pub fn short_connections() -> Result<()> {
+    let scene = Scene::new()?;
+    let (_server, address) = scene.server(LOOPBACK, Duration::ZERO)?;
+    for _ in 0..200 {
+        ask(address, 1)?;
+    }
+    scene.has_served(200)
+}
+
+/// Requests that come together are one: the time from its first byte to the first byte of its answer.
+pub fn pipelining() -> Result<()> {
+    let scene = Scene::new()?;
+    let (_server, address) = scene.server(LOOPBACK, Duration::ZERO)?;
+    let mut connection = TcpStream::connect(address)?;
+    for _ in 0..20 {
+        let mut together = [7; ECHO_BYTES * 10];
+        connection.write_all(&together)?;
+        connection.read_exact(&mut together)?;
+    }
+    scene.has_served(20)
+}
+
+/// An answer in parts counts once, and ends with its first byte.
+pub fn streaming() -> Result<()> {
+    const PARTS: usize = 5;
+    const PAUSE: Duration = Duration::from_millis(20);
+    let scene = Scene::new()?;
+    let pause = PAUSE.as_micros().to_string();
+    let options = ["--parts", &PARTS.to_string(), "--pause-us", &pause];
+    let (_server, address) = scene.server_with(LOOPBACK, &options)?;
+    let mut connection = TcpStream::connect(address)?;
+    for _ in 0..10 {
+        connection.write_all(&[7; ECHO_BYTES])?;
+        connection.read_exact(&mut [0; ECHO_BYTES * PARTS])?;
+    }
+    let totals = scene.loaded.counters.requests(VICTIM);
+    let mean = Duration::from_nanos(totals.latency_ns / totals.served.max(1));
+    ensure!(mean < PAUSE * 2, "{mean:?}, and the whole answer takes {:?}", PAUSE * 4);
+    scene.has_served(10)
+}
+
+/// A server that speaks first has not been asked anything yet.
+pub fn greeting() -> Result<()> {
+    let scene = Scene::new()?;
+    let (_server, address) = scene.server_with(LOOPBACK, &["--greet"])?;
+    for _ in 0..20 {
+        let mut connection = TcpStream::connect(address)?;
+        let mut message = [0; ECHO_BYTES];
+        connection.read_exact(&mut message)?;
+        connection.write_all(&message)?;
+        connection.read_exact(&mut message)?;
+    }
+    scene.has_served(20)
+}
+
+/// A client that has said all that it has to say is answered all the same.
+pub fn half_closed() -> Result<()> {
+    let scene = Scene::new()?;
+    let (_server, address) = scene.server(LOOPBACK, Duration::from_millis(1))?;
+    for _ in 0..20 {
+        let mut connection = TcpStream::connect(address)?;
+        let mut message = [7; ECHO_BYTES];
+        connection.write_all(&message)?;
+        connection.shutdown(Shutdown::Write)?;
+        connection.read_exact(&mut message)?;
+    }
+    scene.has_served(20)
 }
