@@ -10,7 +10,7 @@ use aya_ebpf::{
     btf_maps::SkStorage,
     helpers::bpf_get_smp_processor_id,
     macros::{btf_map, map},
-    maps::{Array, HashMap},
+    maps::{Array, HashMap, LruHashMap},
 };
 use enforcer_ebpf::{
     histogram::{Histogram, bucket_of},
@@ -58,6 +58,11 @@ pub static RUNNABLE: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
 /// One per measured connection; the kernel frees it with the socket.
 #[btf_map]
 pub static CONNECTIONS: SkStorage<Connection> = SkStorage::new();
+
+/// When a request came in on the last packet of its connection's handshake, by addresses and ports. Such a packet is shown
+/// to the listener; a moment later the connection has a socket of its own and the entry goes. 1,024 × about 112 bytes.
+#[map]
+pub static EARLY: LruHashMap<[u32; 9], u64> = LruHashMap::with_max_entries(1024, 0);
 
 /// The CPU this program runs on.
 #[derive(Clone, Copy)]

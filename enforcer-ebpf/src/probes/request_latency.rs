@@ -16,7 +16,7 @@ use enforcer_ebpf::{
 };
 
 use crate::{
-    maps::{CONNECTIONS, OBJECTIVES, ThisCpu, count},
+    maps::{CONNECTIONS, EARLY, OBJECTIVES, ThisCpu, count},
     task::{find_place, ktime_ns},
 };
 
@@ -147,25 +147,42 @@ fn connection(
     }
     // SAFETY: a socket pointer that is not null. A request socket has no full socket and no storage.
     let sk = unsafe { bpf_sk_fullsock(sk) };
+    if sk.is_null() {
+        return None;
+    }
     // SAFETY: as above. Data on the last packet of a handshake is filtered on the listener's behalf.
-    if sk.is_null() || unsafe { (*sk).state } == TCP_LISTEN {
+    if unsafe { (*sk).state } == TCP_LISTEN {
+        if let Some(tuple) = Tuple::of(ctx, segment, direction) {
+            // Full is not possible: the oldest goes.
+            EARLY.insert(tuple.words, ktime_ns(), 0).ok();
+        }
         return None;
     }
     if let Some(known) = storage(sk, core::ptr::null_mut(), 0) {
         return Some(known);
     }
-    let victim = if is_served(ctx, segment, direction) { victim_of(ctx) } else { NO_VICTIM };
+    let tuple = Tuple::of(ctx, segment, direction)?;
+    let victim = if is_served(ctx, &tuple) { victim_of(ctx) } else { NO_VICTIM };
     // A server may speak first; then the acknowledgement tells where the other side's bytes begin.
     let next_in = match direction {
         Direction::In => segment.sequence,
         Direction::Out => u32::from_be(ctx.load::<u32>(segment.tcp_offset + 8).ok()?),
     };
-    let mut fresh = Connection { since_ns: 0, next_in, victim };
+    let mut fresh = Connection { since_ns: early(&tuple), next_in, victim };
     let created = storage(sk, &raw mut fresh, BPF_SK_STORAGE_GET_F_CREATE.into());
     if created.is_none() {
         ThisCpu::get().drop(ctx, Drop::NoSocketState);
     }
     created
+}
+
+/// When a request came in before the connection had a socket; 0: none did.
+#[inline(always)]
+fn early(tuple: &Tuple) -> u64 {
+    // SAFETY: copied at once.
+    let Some(since_ns) = (unsafe { EARLY.get(tuple.words) }).copied() else { return 0 };
+    EARLY.remove(tuple.words).ok();
+    since_ns
 }
 
 #[inline(always)]
@@ -191,8 +208,8 @@ fn victim_of(ctx: &SkBuffContext) -> u32 {
 /// Whether somebody listens on the connection's local address and port. Asked once per connection: a lookup with the
 /// remote port 0, which no connection has, falls through to the listener.
 #[inline(always)]
-fn is_served(ctx: &SkBuffContext, segment: &Segment, direction: Direction) -> bool {
-    let Some(mut tuple) = Tuple::of(ctx, segment, direction) else { return false };
+fn is_served(ctx: &SkBuffContext, tuple: &Tuple) -> bool {
+    let mut tuple = tuple.with_remote_port_0();
     let netns = i64::from(BPF_F_CURRENT_NETNS).cast_unsigned();
     // SAFETY: the tuple is on the stack and as long as said; a socket that is found is released at once.
     unsafe {
@@ -217,8 +234,9 @@ impl Tuple {
     #[inline(always)]
     fn of(ctx: &SkBuffContext, segment: &Segment, direction: Direction) -> Option<Self> {
         let incoming = matches!(direction, Direction::In);
-        let local_port_at = segment.tcp_offset + if incoming { 2 } else { 0 };
-        let ports = u32::from(ctx.load::<u16>(local_port_at).ok()?) << 16;
+        let (remote_port_at, local_port_at) = if incoming { (0, 2) } else { (2, 0) };
+        let port = |at| ctx.load::<u16>(segment.tcp_offset + at).ok().map(u32::from);
+        let ports = port(local_port_at)? << 16 | port(remote_port_at)?;
         if segment.ipv6 {
             let (remote_at, local_at) = if incoming { (8, 24) } else { (24, 8) };
             let remote = ctx.load::<[u32; 4]>(remote_at).ok()?;
@@ -230,5 +248,12 @@ impl Tuple {
         let (remote_at, local_at) = if incoming { (12, 16) } else { (16, 12) };
         let (remote, local) = (ctx.load::<u32>(remote_at).ok()?, ctx.load::<u32>(local_at).ok()?);
         Some(Self { words: [remote, local, ports, 0, 0, 0, 0, 0, 0], bytes: 12 })
+    }
+
+    #[inline(always)]
+    const fn with_remote_port_0(&self) -> Self {
+        let mut words = self.words;
+        words[if self.bytes == 36 { 8 } else { 2 }] &= 0xffff_0000;
+        Self { words, bytes: self.bytes }
     }
 }

@@ -29,6 +29,11 @@ fn main() {
         trial("requests_over_ipv4_are_counted_to_the_last", &[Root, Probes], requests::over_ipv4),
         trial("requests_over_ipv6_are_counted_to_the_last", &[Root, Probes, Ipv6], requests::over_ipv6),
         trial("short_connections_are_counted_one_by_one", &[Root, Probes], requests::short_connections),
+        trial(
+            "a_request_on_the_last_packet_of_the_handshake_is_counted",
+            &[Root, Probes],
+            requests::early_requests,
+        ),
         trial("pipelined_requests_count_as_one", &[Root, Probes], requests::pipelining),
         trial("a_streamed_answer_ends_with_its_first_byte", &[Root, Probes], requests::streaming),
         trial("a_greeting_is_no_answer", &[Root, Probes], requests::greeting),

@@ -23,6 +23,8 @@ use enforcer_rig::{
     sandbox::{Group, Sandbox},
 };
 
+use rustix::net::{self, AddressFamily, SocketType, sockopt};
+
 use crate::waits::{key, load};
 
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -177,6 +179,28 @@ pub fn short_connections() -> Result<()> {
         ask(address, 1)?;
     }
     scene.has_served(200)
+}
+
+/// A request that rides on the last packet of the handshake, before the connection has a socket of its own.
+pub fn early_requests() -> Result<()> {
+    let scene = Scene::new()?;
+    let (_server, address) = scene.server(LOOPBACK, Duration::from_millis(1))?;
+    for _ in 0..50 {
+        let socket = net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        // The client need not confirm the server's part of the handshake before it has something to say.
+        sockopt::set_tcp_quickack(&socket, false)?;
+        net::connect(&socket, &address)?;
+        let mut connection = TcpStream::from(socket);
+        let mut message = [7; ECHO_BYTES];
+        connection.write_all(&message)?;
+        connection.read_exact(&mut message)?;
+        connection.write_all(&message)?;
+        connection.read_exact(&mut message)?;
+    }
+    let totals = scene.loaded.counters.requests(VICTIM);
+    let mean_ms = totals.latency_ns as f64 / 1e6 / totals.served.max(1) as f64;
+    ensure!((1.0..100.0).contains(&mean_ms), "a request that computes for 1 ms took {mean_ms:.3} ms");
+    scene.has_served(100)
 }
 
 /// Requests that come together are one: the time from its first byte to the first byte of its answer.
