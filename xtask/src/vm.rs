@@ -224,7 +224,7 @@ mount -t bpf bpf /sys/fs/bpf; mount -t cgroup2 cgroup2 /sys/fs/cgroup
 echo '+cpu +cpuset +memory +io +pids' > /sys/fs/cgroup/cgroup.subtree_control
 ip link set lo up
 echo \"Linux $(uname -r), $(nproc) CPUs\"
-enforcer check && kernel-tests --color never $(cat /filter)
+enforcer check && ENFORCER_TEST_SLOWNESS=5 kernel-tests --color never $(cat /filter)
 echo \"exit status $?\"
 poweroff -f
 ";
