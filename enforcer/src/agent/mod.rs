@@ -39,7 +39,7 @@ use crate::{
         support::{Sizes, Support},
     },
     model::{GroupId, Snapshot},
-    policy::{Class, Policy},
+    policy::{self, Class, Policy},
     record::{Header, Recorder},
     report::{
         history::NewPlan,
@@ -142,7 +142,8 @@ impl Agent {
         let cpus = possible_cpus()?;
         let online =
             std::thread::available_parallelism().map_or(cpus, |n| u32::try_from(n.get()).unwrap_or(cpus));
-        let policy = Policy::load(&options.policy, online)?;
+        let policy_text = policy::read(&options.policy)?;
+        let policy = Policy::parse(&policy_text, &options.policy, online)?;
         let mounts = Mounts::below(&options.cgroup_root)?;
         let mut journal = Journal::open_within(&options.state_dir, JOURNAL_PATIENCE)?;
         restore_leftovers(&mut journal, &mounts)?;
@@ -168,7 +169,8 @@ impl Agent {
         let patterns = policy.groups.iter().enumerate().flat_map(|(index, group)| {
             group.patterns.iter().map(move |pattern| (GroupId(index), pattern.clone()))
         });
-        let recorder = options.record.as_deref().map(|path| start_recording(path, options, online));
+        let header = Header::new(online, options.shadow, policy_text);
+        let recorder = options.record.as_deref().map(|path| Recorder::start(path, &header)).transpose()?;
         let lease = Lease::open(&options.state_dir)?;
         let guardian = start_guardian(options)?;
         let tree = Tree::new(mounts.clone(), patterns.collect());
@@ -182,7 +184,7 @@ impl Agent {
             meter: Meter::new(&policy, counters, slots),
             steal: StealMeter::default(),
             actuator: Actuator::new(mounts, journal, options.shadow),
-            recorder: recorder.transpose()?,
+            recorder,
             lease,
             guardian,
             options: options.clone(),
@@ -251,15 +253,20 @@ impl Agent {
         }
     }
 
-    fn watch_guardian(&mut self) {
-        let Some(guardian) = &mut self.guardian else { return };
-        if !guardian.is_running() {
-            tracing::warn!("the guardian ended; starting another");
-            match start_guardian(&self.options) {
-                Ok(new) => self.guardian = new,
-                Err(err) => tracing::error!("{err:#}"),
+    /// Whether the agent's own guardian runs; one that ended is replaced. `None`: it has none.
+    fn watch_guardian(&mut self) -> Option<bool> {
+        if self.guardian.as_mut()?.is_running() {
+            return Some(true);
+        }
+        tracing::warn!("the guardian ended; starting another");
+        match start_guardian(&self.options) {
+            Ok(new) => self.guardian = new,
+            Err(err) => {
+                tracing::error!("{err:#}");
+                return Some(false);
             }
         }
+        Some(true)
     }
 
     fn follow_cgroups(&mut self, now: Duration) {
@@ -302,9 +309,8 @@ impl Agent {
         if *plan != self.plan {
             self.plan.clone_from(plan);
         }
-        if let Err(insane) = check::check(&self.plan, &self.policy) {
+        if let Err(insane) = check::clear_if_insane(&mut self.plan, &self.policy) {
             tracing::error!(%insane, "BUG: the plan is not carried out; please report this");
-            self.plan.limits.clear();
         }
         if let Some(recorder) = &mut self.recorder {
             recorder.tick(&self.snapshot, &self.plan);
@@ -337,8 +343,7 @@ impl Agent {
     }
 
     fn report(&mut self, now: Duration) {
-        self.watch_guardian();
-        let guarded = self.guardian.as_mut().map(Guardian::is_running);
+        let guarded = self.watch_guardian();
         let elapsed = now.saturating_sub(self.reported_at);
         let (meter, plan, counts) = (&mut self.meter, &self.plan, &mut self.counts);
         let changes = &self.changes;
@@ -365,16 +370,6 @@ impl Agent {
             self.report_at = now + REPORT;
         }
     }
-}
-
-fn start_recording(path: &Path, options: &Options, cpus: u32) -> Result<Recorder> {
-    let header = Header {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        cpus,
-        shadow: options.shadow,
-        policy: std::fs::read_to_string(&options.policy)?,
-    };
-    Recorder::start(path, &header)
 }
 
 /// Where there is anything to guard.

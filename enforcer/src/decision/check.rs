@@ -15,11 +15,17 @@ pub enum Insane {
     BelowFloor(GroupId),
 }
 
-/// Checks a plan against the policy. Only a trial may go below a floor, for its short windows.
+/// Checks a plan against the policy, and takes all limits out of one that must not be carried out: every group keeps what
+/// its owner gave it.
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub fn check(plan: &Plan, policy: &Policy) -> Result<(), Insane> {
+pub fn clear_if_insane(plan: &mut Plan, policy: &Policy) -> Result<(), Insane> {
+    check(plan, policy).inspect_err(|_| plan.limits.clear())
+}
+
+/// Only a trial may go below a floor, for its short windows.
+fn check(plan: &Plan, policy: &Policy) -> Result<(), Insane> {
     let is_trial = matches!(plan.reason, Reason::Trial { .. });
     for (&id, limit) in &plan.limits {
         let group =
@@ -34,6 +40,8 @@ pub fn check(plan: &Plan, policy: &Policy) -> Result<(), Insane> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::{
         decision::plan::Objective,
@@ -42,12 +50,8 @@ mod tests {
     };
 
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "a policy comes from a file")]
     fn only_be_is_limited_and_only_a_trial_goes_below_the_floor() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("policy.yaml");
-        std::fs::write(&path, EXAMPLE).unwrap();
-        let policy = Policy::load(&path, 4).unwrap();
+        let policy = Policy::parse(EXAMPLE, Path::new("policy.yaml"), 4).unwrap();
         let (ls, be) = (GroupId(0), GroupId(1));
         let objective = Objective { victim: ls, signal: Signal::RequestLatency };
         let plan = |group, quota_us, reason| Plan {
@@ -58,5 +62,8 @@ mod tests {
         assert_eq!(check(&plan(be, 199_000, Reason::Met), &policy), Err(Insane::BelowFloor(be)));
         assert_eq!(check(&plan(be, 200_000, Reason::Met), &policy), Ok(()));
         assert_eq!(check(&plan(be, 1_000, Reason::Trial { objective }), &policy), Ok(()));
+        let mut insane = plan(ls, 500_000, Reason::Met);
+        assert_eq!(clear_if_insane(&mut insane, &policy), Err(Insane::NotBe(ls)));
+        assert!(insane.limits.is_empty(), "{insane:?}");
     }
 }

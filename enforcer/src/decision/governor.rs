@@ -118,12 +118,8 @@ impl Governor {
         let be =
             be.map(|(id, group)| BeGroup { id, floor: group.floor, exists: false, usage: 0.0, demand: 0.0 });
         let objectives = groups().flat_map(|(victim, group)| {
-            let promised = [
-                (Signal::RequestLatency, group.slo.request_latency_p99),
-                (Signal::RunQueueWait, group.slo.run_queue_wait_p99),
-            ];
-            let promised = promised.into_iter().filter(|(_, objective)| objective.is_some());
-            promised.map(move |(signal, _)| Watched::new(Objective { victim, signal }))
+            let promised = Signal::ALL.into_iter().filter(|&signal| group.slo.threshold(signal).is_some());
+            promised.map(move |signal| Watched::new(Objective { victim, signal }))
         });
         Self {
             mode,

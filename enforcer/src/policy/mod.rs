@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{cgroup::pattern::Pattern, units::MilliCores};
+use crate::{cgroup::pattern::Pattern, model::Signal, units::MilliCores};
 
 /// The commented example that `enforcer agent --print-policy` prints.
 pub const EXAMPLE: &str = include_str!("example.yaml");
@@ -38,6 +38,16 @@ pub struct Slo {
     pub request_latency_p99: Option<Duration>,
     /// From runnable to running.
     pub run_queue_wait_p99: Option<Duration>,
+}
+
+impl Slo {
+    /// What was promised of one signal.
+    pub const fn threshold(self, signal: Signal) -> Option<Duration> {
+        match signal {
+            Signal::RequestLatency => self.request_latency_p99,
+            Signal::RunQueueWait => self.run_queue_wait_p99,
+        }
+    }
 }
 
 /// One group.
@@ -69,21 +79,19 @@ pub enum Error {
     Wrong { path: PathBuf, line: u64, what: String },
 }
 
-impl Policy {
-    /// Reads and checks a policy for a node with `cpus` CPUs.
-    ///
-    /// # Errors
-    /// [`Error`], naming the line and the cure.
-    pub fn load(path: &Path, cpus: u32) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
-        Self::parse(&text, path, cpus)
-    }
+/// Reads the text of a policy.
+///
+/// # Errors
+/// [`Error::Unreadable`].
+pub fn read(path: &Path) -> Result<String, Error> {
+    std::fs::read_to_string(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })
+}
 
-    /// Checks the text of a policy that came from `path`.
+impl Policy {
+    /// Checks the text of a policy that came from `path`, for a node with `cpus` CPUs.
     ///
     /// # Errors
-    /// [`Error::Wrong`].
+    /// [`Error::Wrong`], naming the line and the cure.
     pub fn parse(text: &str, path: &Path, cpus: u32) -> Result<Self, Error> {
         file::parse(text, cpus).map_err(|file::Wrong { line, what }| Error::Wrong {
             path: path.to_owned(),

@@ -2,22 +2,19 @@
 
 use std::{fmt::Write as _, net::SocketAddr};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
-use super::history::{Decision, Outcome, Victim};
+use super::{
+    client::fetch,
+    history::{Decision, Outcome, Victim},
+};
 
 /// Prints the latest decisions, oldest first.
 ///
 /// # Errors
 /// Where no agent answers.
 pub fn explain(agent: SocketAddr, last: usize, json: bool) -> Result<()> {
-    let answer = minreq::get(format!("http://{agent}/v1/decisions")).with_timeout(5).send();
-    let answer = answer.with_context(|| {
-        format!("no agent answers at {agent}: start `enforcer agent`, or name its address with --agent")
-    })?;
-    let decisions: Vec<Decision> = answer
-        .json()
-        .with_context(|| format!("{agent} answers, but is no enforcer agent of this version"))?;
+    let decisions: Vec<Decision> = fetch(agent, "/v1/decisions")?;
     let decisions = &decisions[decisions.len().saturating_sub(last)..];
     if json {
         println!("{}", serde_json::to_string_pretty(decisions)?);

@@ -40,7 +40,7 @@ pub struct Decision {
     pub victim: Option<Victim>,
     /// Limits that changed.
     pub limits: Vec<LimitChange>,
-    /// One window later; `None`: not yet, or there was no victim.
+    /// One window later; `None`: not yet.
     pub outcome: Option<Outcome>,
 }
 
@@ -117,9 +117,9 @@ impl History {
 
     /// Adds what came of the decisions whose window is over.
     pub fn judge(&mut self, now: Duration, ledger: &Ledger) {
-        let due = |entry: &&mut Entry| entry.decision.outcome.is_none() && now >= entry.at + OUTCOME_AFTER;
-        for entry in self.0.iter_mut().rev().take_while(|entry| entry.decision.outcome.is_none()).filter(due)
-        {
+        // Judged in order: those that are not are the latest.
+        let open = self.0.iter_mut().rev().take_while(|entry| entry.decision.outcome.is_none());
+        for entry in open.filter(|entry| now >= entry.at + OUTCOME_AFTER) {
             let seconds = now.saturating_sub(entry.at).as_secs_f64();
             let slow_ratio = entry.objective.and_then(|objective| {
                 let until_now = counted(objective, ledger);
@@ -152,10 +152,7 @@ fn be_cpu(ledger: &Ledger) -> Duration {
 
 fn victim(objective: Objective, ledger: &Ledger) -> Victim {
     let group = &ledger.groups[objective.victim.0];
-    let threshold = match objective.signal {
-        Signal::RequestLatency => group.slo.request_latency_p99,
-        Signal::RunQueueWait => group.slo.run_queue_wait_p99,
-    };
+    let threshold = group.slo.threshold(objective.signal);
     let durations = durations(objective, group);
     let p99 = durations.and_then(|durations| durations.recent_counts().quantile(0.99));
     let waited = |time: &Time| time.recent().as_secs_f64() / ledger.window().as_secs_f64().max(1e-9);

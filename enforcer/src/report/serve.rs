@@ -16,8 +16,9 @@ use axum::{
     routing::get,
 };
 
+use serde::Serialize;
+
 use super::{
-    history::Decision,
     ledger::Ledger,
     metrics::{self, Process},
     status::Status,
@@ -110,13 +111,15 @@ async fn readyz(State(shared): State<Shared>) -> Response {
 
 async fn status(State(shared): State<Shared>) -> Response {
     let process = Process::read();
-    let status = Status::of(&shared.lock().ledger, process.as_ref());
-    let text = serde_json::to_string(&status).expect("BUG: a status is plain data");
-    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+    json(&Status::of(&shared.lock().ledger, process.as_ref()))
 }
 
 async fn decisions(State(shared): State<Shared>) -> Response {
-    let decisions: Vec<Decision> = shared.lock().ledger.history.decisions().cloned().collect();
-    let text = serde_json::to_string(&decisions).expect("BUG: decisions are plain data");
+    let shared = shared.lock();
+    json(&shared.ledger.history.decisions().collect::<Vec<_>>())
+}
+
+fn json(data: &impl Serialize) -> Response {
+    let text = serde_json::to_string(data).expect("BUG: only plain data is served");
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }

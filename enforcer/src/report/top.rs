@@ -2,7 +2,7 @@
 
 use std::{io::IsTerminal as _, net::SocketAddr, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use ratatui::{
     Frame,
     crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
@@ -12,7 +12,10 @@ use ratatui::{
     widgets::{Cell, Paragraph, Row, Table, TableState},
 };
 
-use super::status::{DurationsStatus, GroupStatus, Status};
+use super::{
+    client::fetch,
+    status::{DurationsStatus, GroupStatus, Status},
+};
 use crate::policy::Class;
 
 const REFRESH: Duration = Duration::from_secs(1);
@@ -30,16 +33,8 @@ const COLUMNS: [(&str, u16); 11] = [
     ("LIMIT", 10),
 ];
 
-/// Asks a running agent for its status.
-///
-/// # Errors
-/// Where no agent answers at the address.
-pub fn fetch(agent: SocketAddr) -> Result<Status> {
-    let url = format!("http://{agent}/v1/status");
-    let response = minreq::get(url).with_timeout(5).send().with_context(|| {
-        format!("no agent answers at {agent}: start `enforcer agent`, or name its address with --agent")
-    })?;
-    response.json().with_context(|| format!("{agent} answers, but is no enforcer agent of this version"))
+fn status_of(agent: SocketAddr) -> Result<Status> {
+    fetch(agent, "/v1/status")
 }
 
 /// Prints one table, or one JSON object.
@@ -47,7 +42,7 @@ pub fn fetch(agent: SocketAddr) -> Result<Status> {
 /// # Errors
 /// Where no agent answers.
 pub fn once(agent: SocketAddr, json: bool) -> Result<()> {
-    let status = fetch(agent)?;
+    let status = status_of(agent)?;
     if json {
         println!("{}", serde_json::to_string(&status)?);
     } else {
@@ -73,7 +68,7 @@ pub fn follow_json(agent: SocketAddr) -> Result<()> {
 /// Where no agent answers, or there is no terminal.
 pub fn live(agent: SocketAddr) -> Result<()> {
     anyhow::ensure!(std::io::stdout().is_terminal(), "there is no terminal to draw on: use --once or --json");
-    let mut status = fetch(agent)?;
+    let mut status = status_of(agent)?;
     let mut terminal = ratatui::init();
     let mut selection = TableState::default();
     let result = loop {
@@ -87,7 +82,7 @@ pub fn live(agent: SocketAddr) -> Result<()> {
             Ok(_) => {}
             Err(err) => break Err(err.into()),
         }
-        match fetch(agent) {
+        match status_of(agent) {
             Ok(fresh) => status = fresh,
             Err(err) => break Err(err),
         }
