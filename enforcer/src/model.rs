@@ -96,6 +96,91 @@ impl std::fmt::Display for CpuLimit {
     }
 }
 
+/// A way to restrain BE, quickest to undo first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lever {
+    /// Stops the group within microseconds. For tens of milliseconds only: a stopped task may hold what LS waits for.
+    Freeze,
+    /// Runs only where nobody else wants the CPU.
+    Idle,
+    /// A mean of CPU time.
+    Quota,
+    /// Fewer CPUs.
+    Cpuset,
+}
+
+impl Lever {
+    pub const ALL: [Self; 4] = [Self::Freeze, Self::Idle, Self::Quota, Self::Cpuset];
+
+    /// A fixed word for metric labels and logs.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Freeze => "freeze",
+            Self::Idle => "idle",
+            Self::Quota => "quota",
+            Self::Cpuset => "cpuset",
+        }
+    }
+}
+
+/// What holds one BE group back. By default nothing does: it has what its owner gave it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Restraint {
+    #[serde(skip_serializing_if = "is_false")]
+    pub frozen: bool,
+    #[serde(skip_serializing_if = "is_false")]
+    pub idle: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quota: Option<CpuLimit>,
+    /// Runs on so many CPUs only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
+}
+
+impl Restraint {
+    /// Only a quota.
+    pub const fn quota(limit: CpuLimit) -> Self {
+        Self { frozen: false, idle: false, quota: Some(limit), cpus: None }
+    }
+
+    /// Whether a lever is pulled.
+    pub const fn uses(&self, lever: Lever) -> bool {
+        match lever {
+            Lever::Freeze => self.frozen,
+            Lever::Idle => self.idle,
+            Lever::Quota => self.quota.is_some(),
+            Lever::Cpuset => self.cpus.is_some(),
+        }
+    }
+
+    /// CPUs' worth of time that the quota leaves; `None` without one.
+    pub fn cores(&self) -> Option<f64> {
+        self.quota?.cores()
+    }
+}
+
+impl std::fmt::Display for Restraint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut parts = Vec::new();
+        if self.frozen {
+            parts.push("frozen".to_owned());
+        }
+        if self.idle {
+            parts.push("idle".to_owned());
+        }
+        parts.extend(self.cores().map(|cores| format!("{cores:.2} cores")));
+        parts.extend(self.cpus.map(|cpus| format!("on {cpus} CPUs")));
+        f.write_str(&if parts.is_empty() { "free".to_owned() } else { parts.join(", ") })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -186,12 +186,10 @@ fn decide(governor: &mut Governor, node: &Snapshot, policy: &Policy) -> Plan {
 
 fn change(node: &Snapshot, plan: &Plan, policy: &Policy) -> String {
     let name = |group: crate::model::GroupId| policy.groups[group.0].name.as_str();
-    let limits = plan.limits.iter().map(|(&group, limit)| {
-        format!("{} {:.2} cores", name(group), limit.cores().unwrap_or(f64::INFINITY))
-    });
-    let limits = limits.collect::<Vec<_>>().join(", ");
-    let limits = if limits.is_empty() { "no limit".to_owned() } else { limits };
-    format!("{:>9.1} s  {limits:<24}  {}", node.taken_at.as_secs_f64(), plan.reason.sentence(name))
+    let restraints = plan.restraints.iter().map(|(&group, restraint)| format!("{} {restraint}", name(group)));
+    let restraints = restraints.collect::<Vec<_>>().join("; ");
+    let restraints = if restraints.is_empty() { "free".to_owned() } else { restraints };
+    format!("{:>9.1} s  {restraints:<24}  {}", node.taken_at.as_secs_f64(), plan.reason.sentence(name))
 }
 
 #[cfg(test)]
@@ -199,7 +197,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{model::GroupSnapshot, signal::tally::Tally};
+    use crate::{
+        model::{GroupSnapshot, Restraint},
+        signal::tally::Tally,
+    };
 
     const POLICY: &str = "groups:\n\
         - { name: web, class: LS, cgroups: [web], slo: { requestLatency: { p99: 1ms } } }\n\
@@ -223,7 +224,7 @@ mod tests {
             let taken_at = Duration::from_millis(100) * tick + Duration::from_nanos(u64::from(tick) * 7);
             let node = Snapshot { taken_at, steal: Some(0.001), groups: vec![web, batch] };
             let plan = decide(&mut governor, &node, &policy);
-            be_cores = plan.limits.values().next().and_then(|limit| limit.cores()).unwrap_or(1.3);
+            be_cores = plan.restraints.values().next().and_then(Restraint::cores).unwrap_or(1.3);
             recorder.tick(&node, &plan);
             // Slower than a real one, which has ten ticks per second, would be.
             std::thread::sleep(Duration::from_micros(200));

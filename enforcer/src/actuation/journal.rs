@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cgroup::{
-        cpu_limit::{self, CpuLimitFile},
         hierarchy::{Hierarchy, Mounts},
+        setting::{self, Setting, SettingFile},
     },
-    model::CpuLimit,
+    model::Lever,
 };
 
 const FILE: &str = "journal.json";
@@ -35,7 +35,7 @@ pub enum Error {
     Garbled { path: PathBuf, what: String },
 }
 
-/// One file that enforcer wrote to.
+/// One setting of a directory that enforcer replaced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     pub hierarchy: Hierarchy,
@@ -44,50 +44,59 @@ pub struct Entry {
     /// Tells a directory from a later one of the same name.
     pub inode: u64,
     /// What was there before.
-    pub owner: CpuLimit,
+    pub owner: Setting,
     /// What enforcer wrote last, or was about to write.
-    pub ours: CpuLimit,
+    pub ours: Setting,
     /// What it had written before that.
-    pub before: CpuLimit,
+    pub before: Setting,
 }
 
 impl Entry {
     /// Nothing written yet.
-    pub const fn new(hierarchy: Hierarchy, directory: PathBuf, inode: u64, owner: CpuLimit) -> Self {
-        Self { hierarchy, directory, inode, owner, ours: owner, before: owner }
+    pub fn new(hierarchy: Hierarchy, directory: PathBuf, inode: u64, owner: Setting) -> Self {
+        Self { hierarchy, directory, inode, ours: owner.clone(), before: owner.clone(), owner }
+    }
+
+    /// Which lever it is.
+    pub const fn lever(&self) -> Lever {
+        self.owner.lever()
     }
 
     /// Notes a value that is about to be written.
-    pub const fn intend(&mut self, limit: CpuLimit) {
-        self.before = self.ours;
-        self.ours = limit;
+    pub fn intend(&mut self, setting: Setting) {
+        self.before = std::mem::replace(&mut self.ours, setting);
     }
 
     /// Takes a value that somebody else wrote for the owner's.
-    pub const fn adopt(&mut self, found: CpuLimit) {
-        self.owner = found;
-        self.before = found;
-        self.ours = found;
+    pub fn adopt(&mut self, found: &Setting) {
+        self.owner = found.clone();
+        self.before = found.clone();
+        self.ours = found.clone();
     }
 
-    /// Whether `found` can be there without anybody else having written. On v1 a limit is two files, and a crash between
+    /// Whether `found` can be there without anybody else having written. On v1 a quota is two files, and a crash between
     /// the two writes leaves a mixture.
-    pub fn knows(&self, found: CpuLimit) -> bool {
-        let known = [self.owner, self.ours, self.before];
-        known.iter().any(|known| known.quota_us == found.quota_us)
-            && known.iter().any(|known| known.period_us == found.period_us)
+    pub fn knows(&self, found: &Setting) -> bool {
+        let known = [&self.owner, &self.ours, &self.before];
+        let Setting::Quota(found) = found else { return known.contains(&found) };
+        let mut quotas = known.into_iter().filter_map(|known| match known {
+            Setting::Quota(limit) => Some(limit),
+            _ => None,
+        });
+        quotas.clone().any(|known| known.quota_us == found.quota_us)
+            && quotas.any(|known| known.period_us == found.period_us)
     }
 
     /// Puts the owner's value back, unless somebody else wrote meanwhile. Whether something was written.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn restore(&self, file: &CpuLimitFile) -> Result<bool, cpu_limit::Error> {
+    pub fn restore(&self, file: &SettingFile) -> Result<bool, setting::Error> {
         let found = file.read()?;
-        if found == self.owner || !self.knows(found) {
+        if found == self.owner || !self.knows(&found) {
             return Ok(false);
         }
-        file.write(self.owner)?;
+        file.write(&self.owner)?;
         Ok(true)
     }
 }
@@ -98,7 +107,7 @@ pub struct Restored {
     pub written: u64,
     /// Directories that went, or hold the owner's or somebody else's value already.
     pub untouched: u64,
-    pub errors: Vec<cpu_limit::Error>,
+    pub errors: Vec<setting::Error>,
 }
 
 /// The journal of one node, held by one process at a time.
@@ -208,12 +217,12 @@ fn read(path: &Path) -> Result<Vec<Entry>, Error> {
 fn restore_all(mut entries: Vec<Entry>, mounts: &Mounts) -> (Restored, Vec<Entry>) {
     let mut restored = Restored::default();
     let mut left = Vec::new();
-    // Parents first: a v1 child may not be above its parent.
-    entries.sort_by(|a, b| a.directory.cmp(&b.directory));
+    // The quick levers first, a frozen group above all; then parents, because a v1 child may not be above its parent.
+    entries.sort_by(|a, b| (a.lever(), &a.directory).cmp(&(b.lever(), &b.directory)));
     for entry in entries {
         match restore_one(&entry, mounts) {
             Ok(true) => restored.written += 1,
-            Ok(false) | Err(cpu_limit::Error::Gone(_)) => restored.untouched += 1,
+            Ok(false) | Err(setting::Error::Gone(_)) => restored.untouched += 1,
             Err(err) => {
                 restored.errors.push(err);
                 left.push(entry);
@@ -224,17 +233,17 @@ fn restore_all(mut entries: Vec<Entry>, mounts: &Mounts) -> (Restored, Vec<Entry
 }
 
 /// Never outside the mounted hierarchies, whatever the file says.
-fn restore_one(entry: &Entry, mounts: &Mounts) -> Result<bool, cpu_limit::Error> {
+fn restore_one(entry: &Entry, mounts: &Mounts) -> Result<bool, setting::Error> {
     let inside = |mount: &Path| {
         entry.directory.starts_with(mount)
             && !entry.directory.components().any(|part| part == Component::ParentDir)
     };
-    if !mounts.iter().any(|(hierarchy, mount)| hierarchy == entry.hierarchy && inside(mount)) {
-        return Err(cpu_limit::Error::Gone(entry.directory.clone()));
+    if !mounts.mount(entry.hierarchy).is_some_and(inside) {
+        return Err(setting::Error::Gone(entry.directory.clone()));
     }
     let is_same = fs::metadata(&entry.directory).is_ok_and(|metadata| metadata.ino() == entry.inode);
     if !is_same {
-        return Err(cpu_limit::Error::Gone(entry.directory.clone()));
+        return Err(setting::Error::Gone(entry.directory.clone()));
     }
-    entry.restore(&CpuLimitFile::new(entry.hierarchy, entry.directory.clone()))
+    entry.restore(&SettingFile::new(entry.hierarchy, entry.directory.clone(), entry.lever()))
 }

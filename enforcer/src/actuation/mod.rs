@@ -8,20 +8,16 @@ pub mod journal;
 pub mod lease;
 pub mod split;
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{borrow::Cow, cmp::Reverse, collections::BTreeMap, path::PathBuf, time::Duration};
 
 use self::journal::{Entry, Journal};
 use crate::{
     cgroup::{
-        cpu_limit::{self, CpuLimitFile},
         hierarchy::{Hierarchy, Mounts},
+        setting::{self, Setting, SettingFile},
         tree::Directory,
     },
-    model::CpuLimit,
+    model::{CpuLimit, Lever},
 };
 
 /// How often files are compared with what was written.
@@ -33,7 +29,7 @@ const YIELD: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
-    Cgroup(#[from] cpu_limit::Error),
+    Cgroup(#[from] setting::Error),
     #[error(transparent)]
     Journal(#[from] journal::Error),
 }
@@ -41,19 +37,19 @@ pub enum Error {
 /// What one call did.
 #[derive(Debug, Default)]
 pub struct Applied {
-    /// Limits written, restorations included.
+    /// Settings written, restorations included.
     pub writes: u64,
     /// Files in which somebody else's value was found.
     pub foreign: u64,
     pub errors: Vec<Error>,
 }
 
-/// Where a limit goes: the group's share of it, and what lies below.
+/// What is to be in force in one directory.
 #[derive(Clone, Debug)]
 pub struct Target<'a> {
-    pub directory: &'a Directory,
-    pub limit: CpuLimit,
-    /// Directories below, whose own limits a v1 kernel does not allow to be higher.
+    pub directory: Cow<'a, Directory>,
+    pub setting: Setting,
+    /// Directories below, whose own quotas a v1 kernel does not allow to be higher.
     pub below: Vec<&'a Directory>,
 }
 
@@ -62,18 +58,21 @@ pub struct Target<'a> {
 pub struct Actuator {
     mounts: Mounts,
     journal: Journal,
-    /// By directory, parents first: a v1 parent must be raised before its children.
-    held: BTreeMap<PathBuf, Held>,
+    /// Parents before their children, which is the order of restoring: a v1 parent's quota must be raised first.
+    held: BTreeMap<(Lever, PathBuf), Held>,
     compare_at: Duration,
     shadow: bool,
 }
 
 #[derive(Debug)]
 struct Held {
-    file: CpuLimitFile,
+    file: SettingFile,
     entry: Entry,
     yielded_until: Duration,
 }
+
+/// Children before their parents, which is the order of writing: a v1 parent's quota must be lowered last.
+type Wanted<'a> = BTreeMap<(Lever, Reverse<PathBuf>), (&'a Directory, Setting)>;
 
 impl Actuator {
     /// Holds nothing yet. In shadow mode nothing is ever written.
@@ -86,7 +85,7 @@ impl Actuator {
         self.held.len()
     }
 
-    /// Makes exactly these limits be in force.
+    /// Makes exactly these settings be in force.
     pub fn apply(&mut self, now: Duration, targets: &[Target<'_>]) -> Applied {
         let mut applied = Applied::default();
         if self.shadow {
@@ -96,83 +95,82 @@ impl Actuator {
             self.compare_at = now + COMPARE;
             self.compare(now, &mut applied);
         }
-        let mut wanted: BTreeMap<PathBuf, (&Directory, CpuLimit)> = BTreeMap::new();
+        let mut wanted = Wanted::new();
         for target in targets {
-            wanted.insert(self.path_of(target.directory), (target.directory, target.limit));
-            if target.directory.hierarchy == Hierarchy::V1Cpu {
-                self.want_no_limit_below(target, &mut wanted);
+            let key = (target.setting.lever(), Reverse(self.path_of(&target.directory)));
+            wanted.insert(key, (&target.directory, target.setting.clone()));
+            if target.directory.hierarchy == Hierarchy::V1Cpu && target.setting.lever() == Lever::Quota {
+                self.want_no_quota_below(target, &mut wanted);
             }
         }
         self.release_all_but(&wanted, &mut applied);
-        // Children first: they must not be above their parents when those are lowered.
-        for (path, (directory, limit)) in wanted.into_iter().rev() {
-            match self.put(now, &path, directory, limit) {
-                Ok(written) => applied.writes += u64::from(written),
-                Err(Error::Cgroup(cpu_limit::Error::Gone(_))) => drop(self.held.remove(&path)),
-                Err(err) => applied.errors.push(err),
+        let due = self.intend(now, wanted, &mut applied);
+        if self.save(&mut applied) {
+            for key in due {
+                match self.held[&key].file.write(&self.held[&key].entry.ours) {
+                    Ok(()) => applied.writes += 1,
+                    Err(setting::Error::Gone(_)) => drop(self.held.remove(&key)),
+                    Err(err) => applied.errors.push(err.into()),
+                }
             }
         }
-        self.save(&mut applied);
         applied
     }
 
     /// Puts every owner's value back.
     pub fn release_all(&mut self) -> Applied {
         let mut applied = Applied::default();
-        self.release_all_but(&BTreeMap::new(), &mut applied);
+        self.release_all_but(&Wanted::new(), &mut applied);
         self.save(&mut applied);
         applied
     }
 
-    /// Limits below a v1 directory that is to be lowered are lifted; the directory's own limit does their work.
-    fn want_no_limit_below<'a>(
-        &self,
-        target: &Target<'a>,
-        wanted: &mut BTreeMap<PathBuf, (&'a Directory, CpuLimit)>,
-    ) {
+    /// Quotas below a v1 directory that is to be lowered are lifted; the directory's own does their work.
+    fn want_no_quota_below<'a>(&self, target: &Target<'a>, wanted: &mut Wanted<'a>) {
         for &below in &target.below {
             let path = self.path_of(below);
-            let owners = match self.held.get(&path) {
-                Some(held) => Ok(held.entry.owner),
-                None => CpuLimitFile::new(below.hierarchy, path.clone()).read(),
+            let owners = match self.held.get(&(Lever::Quota, path.clone())) {
+                Some(held) => Ok(held.entry.owner.clone()),
+                None => SettingFile::new(below.hierarchy, path.clone(), Lever::Quota).read(),
             };
-            if let Ok(owners) = owners
+            if let Ok(Setting::Quota(owners)) = owners
                 && owners.quota_us.is_some()
             {
-                wanted.insert(path, (below, CpuLimit { quota_us: None, ..owners }));
+                let none = Setting::Quota(CpuLimit { quota_us: None, ..owners });
+                wanted.insert((Lever::Quota, Reverse(path)), (below, none));
             }
         }
     }
 
-    /// Whether something was written.
-    fn put(
-        &mut self,
-        now: Duration,
-        path: &Path,
-        directory: &Directory,
-        limit: CpuLimit,
-    ) -> Result<bool, Error> {
-        if let Some(held) = self.held.get(path)
-            && (held.entry.ours == limit || now < held.yielded_until)
-        {
-            return Ok(false);
+    /// Notes what is about to be written, in that order. What is in force already, or left to somebody else for a while,
+    /// is left out.
+    fn intend(&mut self, now: Duration, wanted: Wanted<'_>, applied: &mut Applied) -> Vec<(Lever, PathBuf)> {
+        let mut due = Vec::new();
+        for ((lever, Reverse(path)), (directory, setting)) in wanted {
+            let key = (lever, path);
+            if !self.held.contains_key(&key) {
+                match hold(directory, &key) {
+                    Ok(held) => drop(self.held.insert(key.clone(), held)),
+                    Err(setting::Error::Gone(_)) => continue,
+                    Err(err) => {
+                        applied.errors.push(err.into());
+                        continue;
+                    }
+                }
+            }
+            let held = self.held.get_mut(&key).expect("BUG: just inserted");
+            let setting = setting.within(&held.entry.owner);
+            if held.entry.ours != setting && now >= held.yielded_until {
+                held.entry.intend(setting);
+                due.push(key);
+            }
         }
-        if !self.held.contains_key(path) {
-            let file = CpuLimitFile::new(directory.hierarchy, path.to_owned());
-            let owner = file.read()?;
-            let entry = Entry::new(directory.hierarchy, path.to_owned(), directory.inode, owner);
-            self.held.insert(path.to_owned(), Held { file, entry, yielded_until: Duration::ZERO });
-        }
-        let held = self.held.get_mut(path).expect("BUG: just inserted");
-        held.entry.intend(limit);
-        self.journal.save(self.held.values().map(|held| &held.entry))?;
-        self.held[path].file.write(limit)?;
-        Ok(true)
+        due
     }
 
-    fn release_all_but(&mut self, wanted: &BTreeMap<PathBuf, (&Directory, CpuLimit)>, applied: &mut Applied) {
-        self.held.retain(|path, held| {
-            if wanted.contains_key(path) {
+    fn release_all_but(&mut self, wanted: &Wanted<'_>, applied: &mut Applied) {
+        self.held.retain(|(lever, path), held| {
+            if wanted.contains_key(&(*lever, Reverse(path.clone()))) {
                 return true;
             }
             match held.entry.restore(&held.file) {
@@ -180,7 +178,7 @@ impl Actuator {
                     applied.writes += u64::from(written);
                     false
                 }
-                Err(cpu_limit::Error::Gone(_)) => false,
+                Err(setting::Error::Gone(_)) => false,
                 Err(err) => {
                     // Kept, and tried again at the next tick and at the next start.
                     applied.errors.push(err.into());
@@ -192,16 +190,16 @@ impl Actuator {
 
     /// Looks whether the files still hold what was written.
     fn compare(&mut self, now: Duration, applied: &mut Applied) {
-        self.held.retain(|path, held| match held.file.read() {
-            Ok(found) if held.entry.knows(found) => true,
+        self.held.retain(|(_, path), held| match held.file.read() {
+            Ok(found) if held.entry.knows(&found) => true,
             Ok(found) => {
-                tracing::info!(cgroup = %path.display(), %found, ours = %held.entry.ours, "somebody else set this limit");
+                tracing::info!(cgroup = %path.display(), %found, ours = %held.entry.ours, "somebody else set this");
                 applied.foreign += 1;
-                held.entry.adopt(found);
+                held.entry.adopt(&found);
                 held.yielded_until = now + YIELD;
                 true
             }
-            Err(cpu_limit::Error::Gone(_)) => false,
+            Err(setting::Error::Gone(_)) => false,
             Err(err) => {
                 applied.errors.push(err.into());
                 true
@@ -209,15 +207,23 @@ impl Actuator {
         });
     }
 
-    fn save(&mut self, applied: &mut Applied) {
-        if let Err(err) = self.journal.save(self.held.values().map(|held| &held.entry)) {
-            applied.errors.push(err.into());
-        }
+    /// Whether everything that is held is on disk.
+    fn save(&mut self, applied: &mut Applied) -> bool {
+        let saved = self.journal.save(self.held.values().map(|held| &held.entry));
+        saved.map_err(|err| applied.errors.push(err.into())).is_ok()
     }
 
     fn path_of(&self, directory: &Directory) -> PathBuf {
         self.mounts.point(directory.hierarchy).join(&directory.path)
     }
+}
+
+/// Remembers the owner's value.
+fn hold(directory: &Directory, (lever, path): &(Lever, PathBuf)) -> Result<Held, setting::Error> {
+    let file = SettingFile::new(directory.hierarchy, path.clone(), *lever);
+    let owner = file.read()?;
+    let entry = Entry::new(directory.hierarchy, path.clone(), directory.inode, owner);
+    Ok(Held { file, entry, yielded_until: Duration::ZERO })
 }
 
 impl Drop for Actuator {

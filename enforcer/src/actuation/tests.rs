@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::MetadataExt as _};
 
 use super::*;
-use crate::model::GroupId;
+use crate::{cgroup::setting::Priority, model::GroupId};
 
 struct Host {
     root: tempfile::TempDir,
@@ -24,7 +24,7 @@ impl Host {
     }
 
     fn mounts(&self) -> Mounts {
-        Mounts { v2: Some(self.root.path().join("v2")), v1_cpu: None }
+        Mounts { v2: Some(self.root.path().join("v2")), ..Mounts::default() }
     }
 
     fn journal(&self) -> Journal {
@@ -51,10 +51,14 @@ impl Host {
     /// Applies one limit, in ms per second, to each of the directories; a second later than the last time.
     fn apply(&mut self, actuator: &mut Actuator, wanted: &[(&Directory, u64)]) -> Applied {
         self.now += COMPARE;
-        let limit = |ms| CpuLimit { quota_us: Some(ms * 1000), period_us: 1_000_000 };
+        let quota = |ms| Setting::Quota(CpuLimit { quota_us: Some(ms * 1000), period_us: 1_000_000 });
         let targets: Vec<Target<'_>> = wanted
             .iter()
-            .map(|&(directory, ms)| Target { directory, limit: limit(ms), below: Vec::new() })
+            .map(|&(directory, ms)| Target {
+                directory: Cow::Borrowed(directory),
+                setting: quota(ms),
+                below: Vec::new(),
+            })
             .collect();
         actuator.apply(self.now, &targets)
     }
@@ -69,6 +73,27 @@ fn a_limit_is_written_once_and_undone_when_the_plan_drops_it() {
         .into();
     assert_eq!(writes, [1, 0, 1, 1, 0]);
     assert_eq!(host.limit("batch"), OWNER);
+}
+
+#[test]
+fn every_lever_is_undone_on_its_own() {
+    let mut host = Host::new(&["batch"]);
+    for (file, owners) in [("cgroup.freeze", "0"), ("cpu.idle", "0"), ("cpu.weight", "7")] {
+        fs::write(host.root.path().join("v2/batch").join(file), owners).unwrap();
+    }
+    let read =
+        |host: &Host, file: &str| fs::read_to_string(host.root.path().join("v2/batch").join(file)).unwrap();
+    let (mut actuator, batch) = (host.actuator(), host.directory("batch"));
+    let target = |setting| Target { directory: Cow::Borrowed(&batch), setting, below: Vec::new() };
+    let idle = target(Setting::Priority(Priority::Idle));
+    let frozen = target(Setting::Frozen(true));
+    assert_eq!(actuator.apply(host.now, &[idle.clone(), frozen]).writes, 2);
+    assert_eq!((read(&host, "cgroup.freeze").as_str(), read(&host, "cpu.idle").as_str()), ("1", "1"));
+    host.now += COMPARE;
+    assert_eq!(actuator.apply(host.now, &[idle]).writes, 1);
+    assert_eq!((read(&host, "cgroup.freeze").as_str(), read(&host, "cpu.idle").as_str()), ("0", "1"));
+    actuator.release_all();
+    assert_eq!((read(&host, "cpu.idle").as_str(), read(&host, "cpu.weight").as_str()), ("0", "7"));
 }
 
 #[test]
@@ -160,11 +185,11 @@ fn a_journal_that_names_other_places_is_not_followed() {
     let elsewhere = host.root.path().join("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
     fs::write(elsewhere.join("cpu.max"), "200000 1000000").unwrap();
-    let owner = CpuLimit { quota_us: None, period_us: 100_000 };
+    let quota = |quota_us, period_us| Setting::Quota(CpuLimit { quota_us, period_us });
     for directory in [elsewhere.clone(), host.root.path().join("v2/../elsewhere")] {
         let inode = fs::metadata(&elsewhere).unwrap().ino();
-        let mut entry = Entry::new(Hierarchy::V2, directory, inode, owner);
-        entry.intend(CpuLimit { quota_us: Some(200_000), period_us: 1_000_000 });
+        let mut entry = Entry::new(Hierarchy::V2, directory, inode, quota(None, 100_000));
+        entry.intend(quota(Some(200_000), 1_000_000));
         let mut journal = host.journal();
         journal.save(std::iter::once(&entry)).unwrap();
         assert_eq!(journal.restore(&host.mounts()).unwrap().written, 0);

@@ -176,7 +176,7 @@ impl Meter {
     }
 
     /// Directories of a group in a hierarchy, and whether each ran lately.
-    pub fn directories_of(
+    fn directories_of(
         &self,
         group: GroupId,
         hierarchy: Hierarchy,
@@ -186,6 +186,11 @@ impl Meter {
         };
         let all = self.counted.iter().flatten().filter(of_group);
         all.map(|counted| (&counted.directory, counted.runs(self.taken_at)))
+    }
+
+    /// Those that limits go to: the ones that match the policy themselves.
+    pub fn tops_of(&self, group: GroupId, hierarchy: Hierarchy) -> impl Iterator<Item = (&Directory, bool)> {
+        self.directories_of(group, hierarchy).filter(|(directory, _)| directory.is_top)
     }
 
     /// Directories of the same hierarchy below one.

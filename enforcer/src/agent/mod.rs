@@ -4,6 +4,7 @@
 
 mod meter;
 mod steal;
+mod targets;
 
 use std::{
     net::SocketAddr,
@@ -19,12 +20,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::{meter::Meter, steal::StealMeter};
 use crate::{
     actuation::{
-        Actuator, Target,
+        Actuator,
         journal::Journal,
         lease::{Lease, Standing},
-        split::equal_part,
     },
     cgroup::{
+        cpu_list::CpuList,
         hierarchy::{Layout, Mounts},
         tree::{Change, Directory, Tree},
     },
@@ -104,6 +105,7 @@ fn restore_leftovers(journal: &mut Journal, mounts: &Mounts) -> Result<()> {
 
 struct Agent {
     policy: Policy,
+    online: CpuList,
     tree: Tree,
     probes: Probes,
     log: EbpfLogger<&'static dyn log::Log>,
@@ -140,10 +142,10 @@ struct Counts {
 impl Agent {
     fn start(options: &Options) -> Result<Self> {
         let cpus = possible_cpus()?;
-        let online =
-            std::thread::available_parallelism().map_or(cpus, |n| u32::try_from(n.get()).unwrap_or(cpus));
+        let online = online_cpus()?;
+        let online_count = u32::try_from(online.len()).expect("CPU numbers fit 32 bits");
         let policy_text = policy::read(&options.policy)?;
-        let policy = Policy::parse(&policy_text, &options.policy, online)?;
+        let policy = Policy::parse(&policy_text, &options.policy, online_count)?;
         let mounts = Mounts::below(&options.cgroup_root)?;
         let mut journal = Journal::open_within(&options.state_dir, JOURNAL_PATIENCE)?;
         restore_leftovers(&mut journal, &mounts)?;
@@ -169,7 +171,7 @@ impl Agent {
         let patterns = policy.groups.iter().enumerate().flat_map(|(index, group)| {
             group.patterns.iter().map(move |pattern| (GroupId(index), pattern.clone()))
         });
-        let header = Header::new(online, options.shadow, policy_text);
+        let header = Header::new(online_count, options.shadow, policy_text);
         let recorder = options.record.as_deref().map(|path| Recorder::start(path, &header)).transpose()?;
         let lease = Lease::open(&options.state_dir)?;
         let guardian = start_guardian(options)?;
@@ -188,6 +190,7 @@ impl Agent {
             lease,
             guardian,
             options: options.clone(),
+            online,
             policy,
             tree,
             probes,
@@ -301,9 +304,9 @@ impl Agent {
         }
         // The windows of a trial are not decisions of their own.
         let is_decision = plan.reason.label() != self.plan.reason.label()
-            || (plan.limits != self.plan.limits && !matches!(plan.reason, Reason::Trial { .. }));
+            || (plan.restraints != self.plan.restraints && !matches!(plan.reason, Reason::Trial { .. }));
         if is_decision {
-            let before = self.plan.limits.clone();
+            let before = self.plan.restraints.clone();
             self.changes.push(NewPlan { at: self.snapshot.taken_at, before, plan: plan.clone() });
         }
         if *plan != self.plan {
@@ -318,19 +321,7 @@ impl Agent {
     }
 
     fn act(&mut self, now: Duration) {
-        let hierarchy = self.tree.mounts().cpu_hierarchy();
-        let meter = &self.meter;
-        let mut targets = Vec::new();
-        for (&group, &limit) in &self.plan.limits {
-            let tops = || meter.directories_of(group, hierarchy).filter(|(directory, _)| directory.is_top);
-            let running = tops().filter(|(_, runs)| *runs).count();
-            let limit = equal_part(limit, running);
-            targets.extend(tops().map(|(directory, _)| Target {
-                directory,
-                limit,
-                below: meter.below(directory),
-            }));
-        }
+        let targets = targets::of(&self.plan, &self.meter, self.tree.mounts(), &self.online);
         let applied = self.actuator.apply(now, &targets);
         self.counts.writes += applied.writes;
         self.counts.foreign_writes += applied.foreign;
@@ -370,6 +361,12 @@ impl Agent {
             self.report_at = now + REPORT;
         }
     }
+}
+
+/// CPUs that run now; one that comes later is not lent to BE.
+fn online_cpus() -> Result<CpuList> {
+    const FILE: &str = "/sys/devices/system/cpu/online";
+    Ok(std::fs::read_to_string(FILE).context(FILE)?.parse()?)
 }
 
 /// Where there is anything to guard.

@@ -4,26 +4,11 @@ use std::{error::Error as _, io, path::PathBuf};
 
 use cgroups_rs::cpu::CpuController;
 
-use super::hierarchy::Hierarchy;
+use super::{
+    hierarchy::Hierarchy,
+    setting::{self, Error},
+};
 use crate::model::CpuLimit;
-
-/// Why a limit could not be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The cgroup ended. Expected; the next scan will not contain it.
-    #[error("{0} is gone")]
-    Gone(PathBuf),
-    #[error(
-        "{0} has no CPU limit: the cpu controller is not enabled there; add +cpu to cgroup.subtree_control of its parents"
-    )]
-    NoController(PathBuf),
-    #[error(
-        "{path} refuses {limit}: a v1 parent's limit must not be below its children's, nor a quota below cpu.cfs_burst_us"
-    )]
-    Refused { path: PathBuf, limit: CpuLimit },
-    #[error("{path}: {source}")]
-    Io { path: PathBuf, source: io::Error },
-}
 
 /// A directory with a CPU limit.
 #[derive(Debug)]
@@ -44,7 +29,7 @@ impl CpuLimitFile {
     /// The limit in force.
     ///
     /// # Errors
-    /// [`Error::Gone`], [`Error::NoController`] or what the file system says.
+    /// [`Error::Gone`], [`Error::Missing`] or what the file system says.
     pub fn read(&self) -> Result<CpuLimit, Error> {
         let read = || -> cgroups_rs::error::Result<CpuLimit> {
             let quota_us =
@@ -78,21 +63,18 @@ impl CpuLimitFile {
     }
 
     fn explain(&self, err: &cgroups_rs::error::Error, limit: Option<CpuLimit>) -> Error {
-        let path = self.directory.clone();
-        let cause = err.source().and_then(|cause| cause.downcast_ref::<io::Error>());
-        let errno = cause.and_then(io::Error::raw_os_error).map(rustix::io::Errno::from_raw_os_error);
-        match (errno, limit) {
-            (Some(rustix::io::Errno::INVAL), Some(limit)) => Error::Refused { path, limit },
-            // Opening a control file that is not there is refused rather than not found, cgroupfs being closed to new files.
-            _ if !path.is_dir() => Error::Gone(path),
-            (Some(rustix::io::Errno::NOENT | rustix::io::Errno::ACCESS | rustix::io::Errno::PERM), _)
-                if !path.join(if self.is_v2 { "cpu.max" } else { "cpu.cfs_quota_us" }).exists() =>
-            {
-                Error::NoController(path)
-            }
-            (Some(errno), _) => Error::Io { path, source: errno.into() },
-            (None, _) => Error::Io { path, source: io::Error::other(err.to_string()) },
-        }
+        let file = if self.is_v2 { "cpu.max" } else { "cpu.cfs_quota_us" };
+        let value = limit.map(|limit| limit.to_string());
+        setting::explain(&self.directory, file, cause(err), value.as_deref())
+    }
+}
+
+/// What the file system said to cgroups-rs.
+pub(super) fn cause(err: &cgroups_rs::error::Error) -> io::Error {
+    let cause = err.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    match cause.and_then(io::Error::raw_os_error) {
+        Some(errno) => io::Error::from_raw_os_error(errno),
+        None => io::Error::other(err.to_string()),
     }
 }
 
@@ -128,7 +110,7 @@ mod tests {
     #[test]
     fn a_directory_that_went_and_one_without_the_controller_are_told_apart() {
         let (mount, file) = v1(&[]);
-        assert!(matches!(file.read(), Err(Error::NoController(_))), "{:?}", file.read());
+        assert!(matches!(file.read(), Err(Error::Missing { .. })), "{:?}", file.read());
         fs::remove_dir_all(mount.path()).unwrap();
         assert!(matches!(file.read(), Err(Error::Gone(_))), "{:?}", file.read());
     }

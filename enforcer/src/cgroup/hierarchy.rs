@@ -12,6 +12,8 @@ pub enum Hierarchy {
     V2,
     /// The v1 hierarchy that holds the cpu controller.
     V1Cpu,
+    /// The v1 hierarchy that holds the cpuset controller. Not followed: its directories are looked up by the paths of others.
+    V1Cpuset,
 }
 
 impl Hierarchy {
@@ -20,6 +22,8 @@ impl Hierarchy {
         match self {
             Self::V2 => Key::v2(inode),
             Self::V1Cpu => Key::v1_cpu(inode),
+            // They do not look there.
+            Self::V1Cpuset => Key::EMPTY,
         }
     }
 }
@@ -29,6 +33,7 @@ impl std::fmt::Display for Hierarchy {
         f.write_str(match self {
             Self::V2 => "v2",
             Self::V1Cpu => "v1 cpu",
+            Self::V1Cpuset => "v1 cpuset",
         })
     }
 }
@@ -57,10 +62,11 @@ pub enum Error {
 }
 
 /// Mount points, by hierarchy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mounts {
     pub v2: Option<PathBuf>,
     pub v1_cpu: Option<PathBuf>,
+    pub v1_cpuset: Option<PathBuf>,
 }
 
 impl Mounts {
@@ -77,21 +83,32 @@ impl Mounts {
             is_whole: mount.root == "/",
             kind: &mount.fs_type,
             has_cpu: mount.super_options.contains_key("cpu"),
+            has_cpuset: mount.super_options.contains_key("cpuset"),
         });
         Self::of(root, mounts)
     }
 
     fn of<'a>(root: &Path, mounts: impl Iterator<Item = Mount<'a>>) -> Result<Self, Error> {
-        let mut found = Self { v2: None, v1_cpu: None };
+        let mut found = Self::default();
         for mount in mounts.filter(|mount| mount.is_whole && mount.point.starts_with(root)) {
-            let place = match mount.kind {
-                "cgroup2" => &mut found.v2,
-                "cgroup" if mount.has_cpu => &mut found.v1_cpu,
-                _ => continue,
+            let found_at = |place: &mut Option<PathBuf>| {
+                place.get_or_insert_with(|| mount.point.to_owned());
             };
-            place.get_or_insert_with(|| mount.point.to_owned());
+            match mount.kind {
+                "cgroup2" => found_at(&mut found.v2),
+                // One v1 hierarchy may hold both.
+                "cgroup" => {
+                    if mount.has_cpu {
+                        found_at(&mut found.v1_cpu);
+                    }
+                    if mount.has_cpuset {
+                        found_at(&mut found.v1_cpuset);
+                    }
+                }
+                _ => {}
+            }
         }
-        if found == (Self { v2: None, v1_cpu: None }) {
+        if found.v2.is_none() && found.v1_cpu.is_none() {
             return Err(Error::NotMounted(root.to_owned()));
         }
         Ok(found)
@@ -110,7 +127,16 @@ impl Mounts {
         if self.v1_cpu.is_some() { Hierarchy::V1Cpu } else { Hierarchy::V2 }
     }
 
-    /// Mounted hierarchies with their mount points.
+    /// The hierarchy that pins to CPUs, where there is one.
+    pub const fn cpuset_hierarchy(&self) -> Option<Hierarchy> {
+        match (&self.v1_cpuset, &self.v2) {
+            (Some(_), _) => Some(Hierarchy::V1Cpuset),
+            (None, Some(_)) => Some(Hierarchy::V2),
+            (None, None) => None,
+        }
+    }
+
+    /// Followed hierarchies with their mount points.
     pub fn iter(&self) -> impl Iterator<Item = (Hierarchy, &Path)> {
         let v2 = self.v2.as_deref().map(|point| (Hierarchy::V2, point));
         let v1_cpu = self.v1_cpu.as_deref().map(|point| (Hierarchy::V1Cpu, point));
@@ -122,11 +148,17 @@ impl Mounts {
     /// # Panics
     /// If it is not mounted.
     pub fn point(&self, hierarchy: Hierarchy) -> &Path {
+        self.mount(hierarchy).expect("BUG: a directory of a hierarchy that is not mounted")
+    }
+
+    /// The mount point of a hierarchy, if it is mounted.
+    pub fn mount(&self, hierarchy: Hierarchy) -> Option<&Path> {
         let point = match hierarchy {
             Hierarchy::V2 => &self.v2,
             Hierarchy::V1Cpu => &self.v1_cpu,
+            Hierarchy::V1Cpuset => &self.v1_cpuset,
         };
-        point.as_deref().expect("BUG: a directory of a hierarchy that is not mounted")
+        point.as_deref()
     }
 }
 
@@ -136,6 +168,7 @@ struct Mount<'a> {
     is_whole: bool,
     kind: &'a str,
     has_cpu: bool,
+    has_cpuset: bool,
 }
 
 #[cfg(test)]
@@ -148,6 +181,7 @@ mod tests {
             is_whole: true,
             kind,
             has_cpu,
+            has_cpuset: point.ends_with("/cpuset"),
         });
         Mounts::of(Path::new("/sys/fs/cgroup"), mounts)
     }
@@ -162,12 +196,14 @@ mod tests {
     fn a_hybrid_host_limits_cpu_in_v1_and_has_v2_beside_it() {
         let mounts = of(&[
             ("/sys/fs/cgroup/memory", "cgroup", false),
+            ("/sys/fs/cgroup/cpuset", "cgroup", false),
             ("/sys/fs/cgroup/cpu,cpuacct", "cgroup", true),
             ("/sys/fs/cgroup/unified", "cgroup2", false),
         ])
         .unwrap();
         assert_eq!((mounts.layout(), mounts.cpu_hierarchy()), (Layout::Hybrid, Hierarchy::V1Cpu));
         assert_eq!(mounts.point(Hierarchy::V1Cpu), Path::new("/sys/fs/cgroup/cpu,cpuacct"));
+        assert_eq!(mounts.cpuset_hierarchy(), Some(Hierarchy::V1Cpuset));
     }
 
     #[test]

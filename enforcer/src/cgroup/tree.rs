@@ -294,7 +294,7 @@ mod tests {
     impl Host {
         fn new(patterns: &[(usize, &str)]) -> Self {
             let root = tempfile::tempdir().unwrap();
-            let mounts = Mounts { v2: Some(root.path().to_owned()), v1_cpu: None };
+            let mounts = Mounts { v2: Some(root.path().to_owned()), ..Mounts::default() };
             let patterns =
                 patterns.iter().map(|(group, text)| (GroupId(*group), Pattern::new(text).unwrap())).collect();
             Self { root, tree: Tree::new(mounts, patterns), now: Duration::ZERO }

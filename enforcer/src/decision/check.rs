@@ -9,28 +9,28 @@ use crate::{
 /// A plan that must not be carried out: a bug, and reported as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Insane {
-    #[error("the plan limits group {0:?}, which is not BE")]
+    #[error("the plan restrains group {0:?}, which is not BE")]
     NotBe(GroupId),
     #[error("the plan gives group {0:?} less than its floor without trying anything")]
     BelowFloor(GroupId),
 }
 
-/// Checks a plan against the policy, and takes all limits out of one that must not be carried out: every group keeps what
+/// Checks a plan against the policy, and takes all restraints out of one that must not be carried out: every group keeps what
 /// its owner gave it.
 ///
 /// # Errors
 /// The first thing that is wrong.
 pub fn clear_if_insane(plan: &mut Plan, policy: &Policy) -> Result<(), Insane> {
-    check(plan, policy).inspect_err(|_| plan.limits.clear())
+    check(plan, policy).inspect_err(|_| plan.restraints.clear())
 }
 
 /// Only a trial may go below a floor, for its short windows.
 fn check(plan: &Plan, policy: &Policy) -> Result<(), Insane> {
     let is_trial = matches!(plan.reason, Reason::Trial { .. });
-    for (&id, limit) in &plan.limits {
+    for (&id, restraint) in &plan.restraints {
         let group =
             policy.groups.get(id.0).filter(|group| group.class == Class::BE).ok_or(Insane::NotBe(id))?;
-        let is_below = limit.cores().is_some_and(|cores| cores < group.floor.cores());
+        let is_below = restraint.cores().is_some_and(|cores| cores < group.floor.cores());
         if is_below && !is_trial {
             return Err(Insane::BelowFloor(id));
         }
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
     use crate::{
         decision::plan::Objective,
-        model::{CpuLimit, Signal},
+        model::{CpuLimit, Restraint, Signal},
         policy::EXAMPLE,
     };
 
@@ -55,7 +55,11 @@ mod tests {
         let (ls, be) = (GroupId(0), GroupId(1));
         let objective = Objective { victim: ls, signal: Signal::RequestLatency };
         let plan = |group, quota_us, reason| Plan {
-            limits: [(group, CpuLimit { quota_us: Some(quota_us), period_us: 1_000_000 })].into(),
+            restraints: [(
+                group,
+                Restraint::quota(CpuLimit { quota_us: Some(quota_us), period_us: 1_000_000 }),
+            )]
+            .into(),
             reason,
         };
         assert_eq!(check(&plan(ls, 500_000, Reason::Met), &policy), Err(Insane::NotBe(ls)));
@@ -64,6 +68,6 @@ mod tests {
         assert_eq!(check(&plan(be, 1_000, Reason::Trial { objective }), &policy), Ok(()));
         let mut insane = plan(ls, 500_000, Reason::Met);
         assert_eq!(clear_if_insane(&mut insane, &policy), Err(Insane::NotBe(ls)));
-        assert!(insane.limits.is_empty(), "{insane:?}");
+        assert!(insane.restraints.is_empty(), "{insane:?}");
     }
 }

@@ -9,7 +9,7 @@ use super::{
     trial::{Effect, Step, Trial},
 };
 use crate::{
-    model::{CpuLimit, GroupId, GroupSnapshot, Signal, Snapshot},
+    model::{CpuLimit, GroupId, GroupSnapshot, Restraint, Signal, Snapshot},
     policy::{Class, Policy},
     signal::tally::Tally,
     units::MilliCores,
@@ -20,7 +20,7 @@ use crate::{
 const PERIOD_US: u64 = 1_000_000;
 /// "Stopped" in a trial: the smallest quota in the longest period, 0.1 % of one CPU. Quicker to end than a freeze, and
 /// no harm if the agent dies.
-const STOPPED: CpuLimit = CpuLimit { quota_us: Some(1_000), period_us: PERIOD_US };
+const STOPPED: Restraint = Restraint::quota(CpuLimit { quota_us: Some(1_000), period_us: PERIOD_US });
 /// A quota is never used up to the last slice; this much more keeps the mean at the floor.
 const FLOOR_MARGIN: f64 = 1.05;
 /// BE that uses less than this many CPUs does not run.
@@ -151,7 +151,7 @@ impl Governor {
 
     fn observe(&mut self, node: &Snapshot, elapsed: Duration, spoilt: bool) {
         for be in &mut self.be {
-            let limited = self.plan.limits.contains_key(&be.id);
+            let limited = self.plan.restraints.contains_key(&be.id);
             be.observe(&node.groups[be.id.0], elapsed, limited);
         }
         for watched in &mut self.objectives {
@@ -265,16 +265,16 @@ impl Governor {
 
     fn write_plan(&mut self) {
         self.plan.reason = self.reason();
-        let limits = &mut self.plan.limits;
-        limits.clear();
+        let restraints = &mut self.plan.restraints;
+        restraints.clear();
         let existing = self.be.iter().filter(|be| be.exists);
         match &self.phase {
             Phase::Trial { trial, .. } if trial.stops_be() => {
-                limits.extend(existing.map(|be| (be.id, STOPPED)));
+                restraints.extend(existing.map(|be| (be.id, STOPPED)));
             }
             Phase::Free | Phase::Trial { .. } => {}
             Phase::Squeeze(squeeze) => {
-                limits.extend(existing.map(|be| (be.id, be.limit(squeeze.hold.share()))));
+                restraints.extend(existing.map(|be| (be.id, be.restraint(squeeze.hold.share()))));
             }
         }
     }
@@ -315,11 +315,11 @@ impl BeGroup {
         }
     }
 
-    /// The limit that leaves it `share` of what it wants above its floor.
-    fn limit(&self, share: f64) -> CpuLimit {
+    /// What leaves it `share` of what it wants above its floor.
+    fn restraint(&self, share: f64) -> Restraint {
         let floor = self.floor.cores() * FLOOR_MARGIN;
         let above = (self.demand - floor).max(0.0);
-        CpuLimit::of(MilliCores::from_cores(floor + share * above), PERIOD_US)
+        Restraint::quota(CpuLimit::of(MilliCores::from_cores(floor + share * above), PERIOD_US))
     }
 }
 

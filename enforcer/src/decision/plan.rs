@@ -5,19 +5,18 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::trial::Effect;
-use crate::model::{CpuLimit, GroupId, Signal};
+use crate::model::{GroupId, Restraint, Signal};
 
-/// The limits enforcer wants in force. A group that is absent has the limit its owner gave it, so an empty plan undoes
-/// everything.
+/// What enforcer wants in force. A group that is absent has what its owner gave it, so an empty plan undoes everything.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
-    pub limits: BTreeMap<GroupId, CpuLimit>,
+    pub restraints: BTreeMap<GroupId, Restraint>,
     pub reason: Reason,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { limits: BTreeMap::new(), reason: Reason::Met }
+        Self { restraints: BTreeMap::new(), reason: Reason::Met }
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::{
     client::fetch,
-    history::{Decision, Outcome, Victim},
+    history::{Change, Decision, Outcome, Victim},
 };
 
 /// Prints the latest decisions, oldest first.
@@ -34,15 +34,8 @@ fn paragraph(decision: &Decision) -> String {
     if let Some(victim) = &decision.victim {
         detail(evidence(victim));
     }
-    for change in &decision.limits {
-        let cores =
-            |limit: Option<f64>| limit.map_or_else(|| "none".to_owned(), |cores| format!("{cores:.2} cores"));
-        detail(format!(
-            "CPU quota of {}: {} -> {}",
-            change.group,
-            cores(change.before_cores),
-            cores(change.after_cores)
-        ));
+    for Change { group, before, after } in &decision.changes {
+        detail(format!("{group}: {before} -> {after}"));
     }
     if let Some(Outcome { after_seconds, slow_ratio, be_cores }) = decision.outcome {
         let slow = slow_ratio.map_or_else(String::new, |slow| format!("{:.1} % slow, ", slow * 100.0));

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::ledger::{Durations, GroupLedger, Ledger, Time};
 use crate::{
     decision::plan::{Objective, Plan},
-    model::{CpuLimit, GroupId, Signal},
+    model::{GroupId, Restraint, Signal},
     policy::Class,
     signal::tally::Tally,
 };
@@ -25,7 +25,7 @@ const OUTCOME_AFTER: Duration = Duration::from_secs(5);
 pub struct NewPlan {
     /// Since the agent started.
     pub at: Duration,
-    pub before: BTreeMap<GroupId, CpuLimit>,
+    pub before: BTreeMap<GroupId, Restraint>,
     pub plan: Plan,
 }
 
@@ -38,8 +38,8 @@ pub struct Decision {
     pub reason: String,
     pub explanation: String,
     pub victim: Option<Victim>,
-    /// Limits that changed.
-    pub limits: Vec<LimitChange>,
+    /// What changed.
+    pub changes: Vec<Change>,
     /// One window later; `None`: not yet.
     pub outcome: Option<Outcome>,
 }
@@ -57,12 +57,12 @@ pub struct Victim {
     pub waited_for: Option<(String, f64)>,
 }
 
-/// The CPU quota of one BE group. `None`: no limit of enforcer's.
+/// What holds one BE group back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LimitChange {
+pub struct Change {
     pub group: String,
-    pub before_cores: Option<f64>,
-    pub after_cores: Option<f64>,
+    pub before: Restraint,
+    pub after: Restraint,
 }
 
 /// What was counted from the decision on.
@@ -105,7 +105,7 @@ impl History {
                 reason: change.plan.reason.label().to_owned(),
                 explanation: change.plan.reason.sentence(name),
                 victim: objective.map(|objective| victim(objective, ledger)),
-                limits: limits(change, name),
+                changes: changes(change, name),
                 outcome: None,
             },
             at: change.at,
@@ -169,19 +169,18 @@ fn victim(objective: Objective, ledger: &Ledger) -> Victim {
     }
 }
 
-fn limits<'a>(change: &NewPlan, name: impl Fn(GroupId) -> &'a str) -> Vec<LimitChange> {
-    let after = &change.plan.limits;
-    let mut groups: Vec<GroupId> = change.before.keys().chain(after.keys()).copied().collect();
+fn changes<'a>(change: &NewPlan, name: impl Fn(GroupId) -> &'a str) -> Vec<Change> {
+    let (before, after) = (&change.before, &change.plan.restraints);
+    let mut groups: Vec<GroupId> = before.keys().chain(after.keys()).copied().collect();
     groups.sort();
     groups.dedup();
-    let changed = groups.into_iter().filter(|group| change.before.get(group) != after.get(group));
-    let cores =
-        |limits: &BTreeMap<GroupId, CpuLimit>, group| limits.get(&group).and_then(|limit| limit.cores());
-    changed
-        .map(|group| LimitChange {
-            group: name(group).to_owned(),
-            before_cores: cores(&change.before, group),
-            after_cores: cores(after, group),
-        })
-        .collect()
+    let of = |restraints: &BTreeMap<GroupId, Restraint>, group| {
+        restraints.get(&group).copied().unwrap_or_default()
+    };
+    let changes = groups.into_iter().map(|group| Change {
+        group: name(group).to_owned(),
+        before: of(before, group),
+        after: of(after, group),
+    });
+    changes.filter(|change| change.before != change.after).collect()
 }

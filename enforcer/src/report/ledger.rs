@@ -10,7 +10,7 @@ use super::history::{History, NewPlan};
 use crate::{
     decision::plan::{Plan, Reason},
     kernel::support::{Sizes, WaitSource},
-    model::CpuLimit,
+    model::Restraint,
     policy::{Class, Policy, Slo},
     signal::{histogram::Counts, tally::Tally},
     units::MilliCores,
@@ -111,10 +111,10 @@ pub struct GroupLedger {
     pub requests: Option<Durations>,
     /// Time waited, by culprit column; only those that ever made it wait.
     pub blame: BTreeMap<u32, Time>,
-    /// The limit in force by enforcer, of the whole group.
-    pub limit: Option<CpuLimit>,
-    /// Time under a limit of enforcer's.
-    pub limited: Duration,
+    /// What enforcer holds the whole group back with.
+    pub restraint: Option<Restraint>,
+    /// Time under a restraint of enforcer's.
+    pub restrained: Duration,
 }
 
 /// Everything that is reported.
@@ -172,8 +172,8 @@ impl Ledger {
                 waits: Durations::default(),
                 requests: (is_ls && request_latency_missing.is_none()).then(Durations::default),
                 blame: BTreeMap::new(),
-                limit: None,
-                limited: Duration::ZERO,
+                restraint: None,
+                restrained: Duration::ZERO,
             }
         };
         Self {
@@ -211,9 +211,9 @@ impl Ledger {
             Reason::LABELS.iter().position(|known| *known == label).expect("BUG: LABELS lacks a label");
         self.reason_time[place] += elapsed;
         for (index, group) in self.groups.iter_mut().enumerate() {
-            group.limit = plan.limits.get(&crate::model::GroupId(index)).copied();
-            if group.limit.is_some() {
-                group.limited += elapsed;
+            group.restraint = plan.restraints.get(&crate::model::GroupId(index)).copied();
+            if group.restraint.is_some() {
+                group.restrained += elapsed;
             }
         }
     }

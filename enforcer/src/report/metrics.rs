@@ -104,17 +104,17 @@ fn node(ledger: &Ledger) -> Vec<MetricFamily> {
         ),
         counter(
             "enforcer_limit_writes_total",
-            "CPU limits written, restorations included",
+            "Settings written, restorations included",
             [sample([], ledger.writes as f64)],
         ),
         counter(
             "enforcer_limit_write_errors_total",
-            "CPU limits that could not be read or written",
+            "Settings that could not be read or written",
             [sample([], ledger.write_errors as f64)],
         ),
         counter(
             "enforcer_limit_foreign_writes_total",
-            "Times that somebody else had changed a limit of enforcer's",
+            "Times that somebody else had changed a setting of enforcer's",
             [sample([], ledger.foreign_writes as f64)],
         ),
         counter(
@@ -229,12 +229,12 @@ fn groups(ledger: &Ledger) -> Vec<MetricFamily> {
         gauge(
             "enforcer_cpu_limit_cores",
             "Limit that enforcer puts on a group; absent where it puts none",
-            each(|group| group.limit?.cores()),
+            each(|group| group.restraint?.cores()),
         ),
         counter(
             "enforcer_cpu_limited_seconds_total",
-            "Time that a group spent under a limit of enforcer's",
-            each(|group| Some(group.limited.as_secs_f64())),
+            "Time that a group was held back by enforcer, by whatever lever",
+            each(|group| Some(group.restrained.as_secs_f64())),
         ),
     ]
 }

@@ -8,7 +8,7 @@ use super::{
     ledger::{Durations, GroupLedger, Ledger},
     metrics::Process,
 };
-use crate::policy::Class;
+use crate::{model::Restraint, policy::Class};
 
 /// One look at the agent. All times in seconds, all CPU in cores, over the recent window where not said otherwise.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -49,7 +49,9 @@ pub struct GroupStatus {
     pub blame: Vec<(String, f64)>,
     /// Waiting time since the agent started, by culprit.
     pub blame_seconds_total: Vec<(String, f64)>,
-    /// The limit that enforcer puts on the group now.
+    /// What enforcer holds the group back with now.
+    pub restraint: Option<Restraint>,
+    /// The CPU that its quota leaves it.
     pub limit_cores: Option<f64>,
     pub floor_cores: Option<f64>,
 }
@@ -117,7 +119,8 @@ impl GroupStatus {
                 .iter()
                 .map(|(&column, time)| named(column, time.total()))
                 .collect(),
-            limit_cores: group.limit.and_then(crate::model::CpuLimit::cores),
+            restraint: group.restraint,
+            limit_cores: group.restraint.and_then(|restraint| restraint.cores()),
             floor_cores: (group.class == Class::BE).then(|| group.floor.cores()),
         }
     }

@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use enforcer::report::history::Decision;
+use enforcer::{
+    model::Restraint,
+    report::history::{Change, Decision},
+};
 use enforcer_rig::{
     process::{Process, piped, workload, workload_in},
     sandbox::{Group, Sandbox},
@@ -156,7 +159,8 @@ fn explains_itself(agent: &Agent) -> Result<()> {
     let squeeze = decisions.iter().find(|decision| decision.reason == "squeeze").context("no squeeze")?;
     let victim = squeeze.victim.as_ref().context("no victim")?;
     ensure!(victim.name == "web" && victim.p99_seconds > victim.objective_seconds, "{victim:?}");
-    ensure!(squeeze.limits.iter().any(|change| change.group == "batch" && change.after_cores.is_some()));
+    let restrained = |change: &Change| change.group == "batch" && change.after != Restraint::default();
+    ensure!(squeeze.changes.iter().any(restrained), "{squeeze:?}");
     let outcome = squeeze.outcome.context("no outcome ten seconds later")?;
     ensure!(outcome.slow_ratio < victim.slow_ratio, "{squeeze:?}");
     Ok(())

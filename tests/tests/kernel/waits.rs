@@ -48,7 +48,7 @@ pub fn load(source: WaitSource, identity: Identity, slots: u32) -> Result<Loaded
 pub fn key(group: &Group, hierarchy: Hierarchy) -> Result<Key> {
     let directory = match hierarchy {
         Hierarchy::V2 => group.v2_directory().context("no v2 hierarchy")?,
-        Hierarchy::V1Cpu => group.cpu_directory(),
+        Hierarchy::V1Cpu | Hierarchy::V1Cpuset => group.cpu_directory(),
     };
     Ok(hierarchy.key(fs::metadata(directory)?.ino()))
 }

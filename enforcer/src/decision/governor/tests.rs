@@ -53,7 +53,7 @@ impl Node {
             let batch = GroupSnapshot { cpu_cores: Some(be_cores), ..GroupSnapshot::default() };
             let node = Snapshot { taken_at: TICK * self.ticks, steal: Some(0.0), groups: vec![web, batch] };
             let plan = self.governor.decide(&node);
-            let limit = plan.limits.get(&GroupId(1)).copied();
+            let limit = plan.restraints.get(&GroupId(1)).and_then(|restraint| restraint.quota);
             self.changes += u32::from(limit != self.limit);
             self.limit = limit;
             if self.reasons.last() != Some(&plan.reason.label()) {
@@ -161,7 +161,7 @@ fn stolen_time_is_not_held_against_be() {
     };
     for tick in 1..100 {
         let snapshot = Snapshot { taken_at: TICK * tick, steal: Some(0.3), groups: groups(20) };
-        assert!(node.governor.decide(&snapshot).limits.is_empty());
+        assert!(node.governor.decide(&snapshot).restraints.is_empty());
     }
 }
 

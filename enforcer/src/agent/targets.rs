@@ -1,0 +1,72 @@
+//! From a plan for groups to settings of directories.
+
+use std::{borrow::Cow, os::unix::fs::MetadataExt as _};
+
+use super::meter::Meter;
+use crate::{
+    actuation::{Target, split::equal_part},
+    cgroup::{
+        cpu_list::CpuList,
+        hierarchy::{Hierarchy, Mounts},
+        setting::{Priority, Setting},
+        tree::Directory,
+    },
+    decision::plan::Plan,
+    model::{GroupId, Restraint},
+};
+
+/// What is to be in force, directory by directory. `online`: the CPUs of the node.
+pub fn of<'a>(plan: &Plan, meter: &'a Meter, mounts: &Mounts, online: &CpuList) -> Vec<Target<'a>> {
+    let mut targets = Vec::new();
+    for (&group, restraint) in &plan.restraints {
+        let tops = |hierarchy| meter.tops_of(group, hierarchy);
+        if restraint.frozen && mounts.v2.is_some() {
+            let frozen = |(directory, _)| target(Cow::Borrowed(directory), Setting::Frozen(true));
+            targets.extend(tops(Hierarchy::V2).map(frozen));
+        }
+        if restraint.idle {
+            let idle = |(directory, _)| target(Cow::Borrowed(directory), Setting::Priority(Priority::Idle));
+            targets.extend(tops(mounts.cpu_hierarchy()).map(idle));
+        }
+        if let Some(limit) = restraint.quota {
+            let running = tops(mounts.cpu_hierarchy()).filter(|(_, runs)| *runs).count();
+            let limit = equal_part(limit, running);
+            targets.extend(tops(mounts.cpu_hierarchy()).map(|(directory, _)| Target {
+                directory: Cow::Borrowed(directory),
+                setting: Setting::Quota(limit),
+                below: meter.below(directory),
+            }));
+        }
+        targets.extend(cpus(group, restraint, meter, mounts, online));
+    }
+    targets
+}
+
+/// A v1 cpuset directory has the same path as the one that holds the group's CPU time; where there is none, the group
+/// is not pinned.
+fn cpus<'a>(
+    group: GroupId,
+    restraint: &Restraint,
+    meter: &'a Meter,
+    mounts: &Mounts,
+    online: &CpuList,
+) -> Vec<Target<'a>> {
+    let (Some(count), Some(hierarchy)) = (restraint.cpus, mounts.cpuset_hierarchy()) else {
+        return Vec::new();
+    };
+    let setting = Setting::Cpus(online.last(count as usize));
+    let pinned = meter.tops_of(group, mounts.cpu_hierarchy()).filter_map(|(directory, _)| {
+        let directory = if directory.hierarchy == hierarchy {
+            Cow::Borrowed(directory)
+        } else {
+            let inode = std::fs::metadata(mounts.point(hierarchy).join(&directory.path)).ok()?.ino();
+            Cow::Owned(Directory { hierarchy, inode, ..directory.clone() })
+        };
+        Some(target(directory, setting.clone()))
+    });
+    pinned.collect()
+}
+
+const fn target(directory: Cow<'_, Directory>, setting: Setting) -> Target<'_> {
+    Target { directory, setting, below: Vec::new() }
+}
