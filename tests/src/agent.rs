@@ -130,6 +130,16 @@ impl Agent {
         Ok(serde_json::from_str(&text)?)
     }
 
+    /// A metric's value, by its name as in the text format: with its labels where it has some.
+    ///
+    /// # Errors
+    /// Where there is no such metric.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let (_, metrics) = self.get("/metrics")?;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(value.with_context(|| format!("no metric {name} in\n{metrics}"))?.parse()?)
+    }
+
     /// Waits until something is so.
     ///
     /// # Errors

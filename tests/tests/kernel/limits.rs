@@ -236,11 +236,8 @@ pub fn guardian_after_stop() -> Result<()> {
     Ok(())
 }
 
-fn revocations(agent: &Agent) -> Result<u64> {
-    let (_, metrics) = agent.get("/metrics")?;
-    let mut totals =
-        metrics.lines().filter_map(|line| line.strip_prefix("enforcer_lease_revocations_total "));
-    Ok(totals.next().context("no metric")?.parse()?)
+fn revocations(agent: &Agent) -> Result<f64> {
+    agent.metric("enforcer_lease_revocations_total")
 }
 
 fn slowness() -> u32 {
@@ -305,10 +302,8 @@ pub fn churn() -> Result<()> {
         Ok(agent.status()?.groups.iter().all(|group| group.cgroups == 0))
     })?;
     let (after, fds_after) = (agent.status()?, open_files(&agent)?);
-    let (_, metrics) = agent.get("/metrics")?;
-    let counted =
-        metrics.lines().find(|line| line.starts_with("enforcer_slots_used ")).context("no slots metric")?;
-    ensure!(counted.ends_with(" 0"), "{counted}");
+    let slots = agent.metric("enforcer_slots_used")?;
+    ensure!(slots == 0.0, "{slots} slots are still in use");
     ensure!(fds_after <= fds_before + 1, "{fds_before} files open before, {fds_after} after");
     let grown = after
         .agent_resident_bytes
