@@ -241,12 +241,17 @@ fn revocations(agent: &Agent) -> Result<f64> {
 }
 
 fn slowness() -> u32 {
-    std::env::var("ENFORCER_TEST_SLOWNESS").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
+    number("ENFORCER_TEST_SLOWNESS").unwrap_or(1)
 }
 
 /// How often to try what must work every time.
-fn rounds() -> usize {
-    std::env::var("ENFORCER_TEST_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(2)
+fn rounds() -> u32 {
+    number("ENFORCER_TEST_ROUNDS").unwrap_or(2)
+}
+
+/// A number from the environment.
+fn number(variable: &str) -> Option<u32> {
+    std::env::var(variable).ok()?.parse().ok()
 }
 
 pub fn shadow() -> Result<()> {
