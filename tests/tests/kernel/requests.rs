@@ -68,17 +68,28 @@ impl Scene {
         Ok((server, address))
     }
 
+    /// So many requests were counted, and nothing was dropped.
     fn has_served(&self, expected: u64) -> Result<()> {
         let served = self.loaded.counters.requests(VICTIM).served;
         ensure!(served == expected, "{served} requests were counted, not {expected}");
-        self.nothing_dropped()
-    }
-
-    fn nothing_dropped(&self) -> Result<()> {
         for cause in [Drop::NoSocketState, Drop::Unparsable, Drop::UnknownGroup] {
             let count = self.loaded.counters.drops(cause);
             ensure!(count == 0, "{count} dropped: {cause:?}");
         }
+        Ok(())
+    }
+
+    fn mean_latency(&self) -> Result<Duration> {
+        let totals = self.loaded.counters.requests(VICTIM);
+        let mean_ns = totals.latency_ns.checked_div(totals.served).context("no request was counted")?;
+        Ok(Duration::from_nanos(mean_ns))
+    }
+
+    /// Requests that compute for 1 ms take that long in the mean, and less than `most`.
+    fn takes_a_millisecond(&self, most: Duration) -> Result<()> {
+        let mean = self.mean_latency()?;
+        let is_right = (Duration::from_millis(1)..most).contains(&mean);
+        ensure!(is_right, "a request that computes for 1 ms took {mean:?}");
         Ok(())
     }
 }
@@ -96,7 +107,7 @@ fn ask(server: SocketAddr, requests: u64) -> Result<()> {
 }
 
 pub fn over_ipv4() -> Result<()> {
-    served_over((Ipv4Addr::LOCALHOST, 0).into())
+    served_over(LOOPBACK)
 }
 
 pub fn over_ipv6() -> Result<()> {
@@ -110,20 +121,17 @@ fn served_over(listen: SocketAddr) -> Result<()> {
     for _ in 0..5 {
         ask(address, REQUESTS / 5)?;
     }
-    let totals = scene.loaded.counters.requests(VICTIM);
-    ensure!(totals.served == REQUESTS, "{} of {REQUESTS} requests", totals.served);
-    let mean_ms = totals.latency_ns as f64 / 1e6 / totals.served as f64;
-    ensure!((1.0..50.0).contains(&mean_ms), "a request that computes for 1 ms took {mean_ms:.3} ms");
+    scene.takes_a_millisecond(Duration::from_millis(50))?;
     let in_histogram: u64 =
         scene.loaded.counters.request_histogram(VICTIM).iter().map(|&n| u64::from(n)).sum();
-    ensure!(in_histogram == REQUESTS, "{in_histogram} in the histogram");
-    scene.nothing_dropped()
+    ensure!(in_histogram == REQUESTS, "{in_histogram} of {REQUESTS} in the histogram");
+    scene.has_served(REQUESTS)
 }
 
 /// A group that calls others: their answers must not be taken for requests that it serves.
 pub fn client_role() -> Result<()> {
     let scene = Scene::new()?;
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let listener = TcpListener::bind(LOOPBACK)?;
     let address = listener.local_addr()?;
     let elsewhere = thread::spawn(move || -> Result<()> {
         for connection in listener.incoming().take(1) {
@@ -150,24 +158,21 @@ pub fn client_role() -> Result<()> {
     let report = Process::start("the calling client", piped(&mut command))?.output()?;
     elsewhere.join().expect("the server does not panic")?;
     ensure!(report.contains("\"requests\":"), "{report}");
-    let totals = scene.loaded.counters.requests(VICTIM);
-    ensure!(totals.served == 0, "{} of its own calls were taken for requests", totals.served);
-    scene.nothing_dropped()
+    scene.has_served(0)
 }
 
 pub fn slow_ones() -> Result<()> {
     let scene = Scene::new()?;
     let objective = Objective { wait_ns: u64::MAX, latency_ns: 20_000_000 };
     scene.loaded.counters.set_objective(VICTIM, objective);
-    let listen = (Ipv4Addr::LOCALHOST, 0).into();
-    let (_fast, fast_address) = scene.server(listen, Duration::ZERO)?;
-    let (_slow, slow_address) = scene.server(listen, Duration::from_millis(25))?;
+    let (_fast, fast_address) = scene.server(LOOPBACK, Duration::ZERO)?;
+    let (_slow, slow_address) = scene.server(LOOPBACK, Duration::from_millis(25))?;
     ask(fast_address, 100)?;
     ask(slow_address, 20)?;
-    let totals = scene.loaded.counters.requests(VICTIM);
-    ensure!(totals.served == 120, "{} served", totals.served);
+    scene.has_served(120)?;
     // A busy host may delay a fast one; a slow one is never fast.
-    ensure!((20..=25).contains(&totals.slow), "{} slow", totals.slow);
+    let slow = scene.loaded.counters.requests(VICTIM).slow;
+    ensure!((20..=25).contains(&slow), "{slow} slow");
     Ok(())
 }
 
@@ -197,9 +202,7 @@ pub fn early_requests() -> Result<()> {
         connection.write_all(&message)?;
         connection.read_exact(&mut message)?;
     }
-    let totals = scene.loaded.counters.requests(VICTIM);
-    let mean_ms = totals.latency_ns as f64 / 1e6 / totals.served.max(1) as f64;
-    ensure!((1.0..100.0).contains(&mean_ms), "a request that computes for 1 ms took {mean_ms:.3} ms");
+    scene.takes_a_millisecond(Duration::from_millis(100))?;
     scene.has_served(100)
 }
 
@@ -229,8 +232,7 @@ pub fn streaming() -> Result<()> {
         connection.write_all(&[7; ECHO_BYTES])?;
         connection.read_exact(&mut [0; ECHO_BYTES * PARTS])?;
     }
-    let totals = scene.loaded.counters.requests(VICTIM);
-    let mean = Duration::from_nanos(totals.latency_ns / totals.served.max(1));
+    let mean = scene.mean_latency()?;
     ensure!(mean < PAUSE * 2, "{mean:?}, and the whole answer takes {:?}", PAUSE * 4);
     scene.has_served(10)
 }
