@@ -196,6 +196,8 @@ fn change(node: &Snapshot, plan: &Plan, policy: &Policy) -> String {
 mod tests {
     use std::time::Duration;
 
+    use tempfile::NamedTempFile;
+
     use super::*;
     use crate::{
         model::{GroupSnapshot, Restraint},
@@ -207,11 +209,12 @@ mod tests {
         - { name: batch, class: BE, cgroups: [batch] }\n";
 
     /// Half a minute in which BE hurts, as an agent would record it.
-    fn record(path: &Path) {
+    fn recording() -> NamedTempFile {
+        let file = NamedTempFile::new().unwrap();
         let header = Header { version: "0".to_owned(), cpus: 2, shadow: false, policy: POLICY.to_owned() };
-        let policy = Policy::parse(POLICY, path, 2).unwrap();
+        let policy = Policy::parse(POLICY, file.path(), 2).unwrap();
         let mut governor = Governor::new(&policy, Mode::Enforce);
-        let mut recorder = Recorder::start(path, &header).unwrap();
+        let mut recorder = Recorder::start(file.path(), &header).unwrap();
         let mut be_cores = 1.3;
         for tick in 1..300_u32 {
             let slow = if be_cores > 0.3 { 5 } else { 0 };
@@ -229,36 +232,32 @@ mod tests {
             // Slower than a real one, which has ten ticks per second, would be.
             std::thread::sleep(Duration::from_micros(200));
         }
+        file
     }
 
     #[test]
     fn what_was_recorded_is_decided_again_to_the_byte() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("recording");
-        record(&path);
-        let text = std::fs::read_to_string(&path).unwrap();
+        let file = recording();
+        let text = std::fs::read_to_string(file.path()).unwrap();
         assert_eq!(text.lines().count(), 300);
         assert!(text.contains("squeeze"), "nothing happened");
-        replay(&path, Print::Plans).unwrap();
+        replay(file.path(), Print::Plans).unwrap();
     }
 
     #[test]
     fn another_plan_is_noticed() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("recording");
-        record(&path);
-        let text = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, text.replace("\"quota_us\":105000", "\"quota_us\":105001")).unwrap();
-        let err = replay(&path, Print::Plans).unwrap_err().to_string();
+        let file = recording();
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        std::fs::write(file.path(), text.replace("\"quota_us\":105000", "\"quota_us\":105001")).unwrap();
+        let err = replay(file.path(), Print::Plans).unwrap_err().to_string();
         assert!(err.contains("another plan than enforcer 0 made"), "{err}");
     }
 
     #[test]
     fn what_is_no_recording_is_told_so() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("recording");
-        std::fs::write(&path, "groups:\n").unwrap();
-        let err = replay(&path, Print::Plans).unwrap_err().to_string();
+        let file = NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "groups:\n").unwrap();
+        let err = replay(file.path(), Print::Plans).unwrap_err().to_string();
         assert!(err.contains("this is no recording"), "{err}");
     }
 }
