@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use enforcer::report::status::Status;
-use enforcer_rig::process::{Process, built, exec_in};
+use enforcer_rig::{
+    address,
+    process::{Process, built, exec_in},
+};
 use rustix::process::Signal;
 
 /// Until something that should happen is given up on. Generous: virtual machines without hardware support are slow.
@@ -91,8 +94,7 @@ impl Agent {
     /// Where it cannot be started.
     pub fn spawn(files: &Files, policy: &str, more: &[&str]) -> Result<Self> {
         let policy = files.policy(policy)?;
-        let address =
-            SocketAddr::from(([127, 0, 0, 1], TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port()));
+        let address = address::free()?;
         let mut command = exec_in(None, Signal::TERM, &built("enforcer")?)?;
         command.args(["agent", "--listen", &address.to_string(), "--policy"]).arg(&policy);
         command.arg("--state-dir").arg(files.path().join("state")).args(more);

@@ -3,7 +3,7 @@
 use std::{
     fmt::Write as _,
     fs,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::PathBuf,
     process::Stdio,
     time::{Duration, Instant},
@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use enforcer_rig::{
+    address,
     process::{Process, exec_in},
     sandbox::Sandbox,
 };
@@ -56,8 +57,7 @@ fn row(args: &Args, groups: usize) -> Result<Value> {
     fs::create_dir_all(&state)?;
     let policy = state.join("policy.yaml");
     fs::write(&policy, policy_text(&sandbox, groups)?)?;
-    let address =
-        SocketAddr::from(([127, 0, 0, 1], TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port()));
+    let address = address::free()?;
     let mut command = exec_in(None, Signal::TERM, &args.agent)?;
     command
         .args(["agent", "--listen", &address.to_string(), "--policy"])

@@ -3,6 +3,7 @@
 //!
 //! Shares no code with what it measures, on purpose.
 
+pub mod address;
 pub mod antagonist;
 pub mod client;
 pub mod process;

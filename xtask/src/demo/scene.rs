@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use enforcer_rig::{
+    address,
     antagonist::Antagonist,
     client,
     process::{Process, exec_in, piped, workload, workload_in},
@@ -248,8 +249,8 @@ impl Scene {
             let address = server.first_line()?.parse()?;
             return Ok((server, address));
         }
-        let port = free_port()?;
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let address = address::free()?;
+        let port = address.port();
         let program = self.ls.name().replace("redis", "redis-server");
         let path = find(&program)
             .with_context(|| format!("{program} is not installed: run `cargo xtask setup` as root"))?;
@@ -297,7 +298,7 @@ impl Scene {
             floor = self.floor_milli_cores
         );
         fs::write(&policy, text)?;
-        let address = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        let address = address::free()?;
         let mut command = exec_in(None, Signal::TERM, &self.agent)?;
         command.args(["agent", "--policy", path_text(&policy)?, "--listen", &address.to_string()]);
         command.args(["--state-dir", path_text(&self.out.join("state"))?]);
@@ -457,11 +458,6 @@ fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()>
         interrupt::sleep(Duration::from_millis(20))?;
     }
     Ok(())
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
 fn path_text(path: &Path) -> Result<&str> {
