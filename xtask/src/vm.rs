@@ -92,7 +92,7 @@ pub fn test(suite: Suite, filter: Option<&str>) -> Result<Vec<String>> {
     let mut qemu = qemu(&kernel, &initramfs)?;
     let mut machine = Process::start("qemu", qemu.stdin(Stdio::null()).stdout(Stdio::piped()))?;
     machine.each_line(|line| {
-        if let Some(line) = line.map(str::trim_end) {
+        if let Some(line) = line {
             println!("{} | {line}", suite.name());
             passed |= line == PASSED;
             skipped.extend(line.strip_prefix("skipped: ").map(str::to_owned));

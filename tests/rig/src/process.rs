@@ -66,12 +66,12 @@ impl Process {
         Ok(text)
     }
 
-    /// Calls `see` with each line that the child prints, and with `None` a few times per second in which it prints
-    /// nothing, until it ends or `see` fails. Its standard output must be piped.
+    /// Calls `see` with each line that the child prints, without the white space at its end, and with `None` a few times
+    /// per second in which it prints nothing, until it ends or `see` fails. Its standard output must be piped.
     ///
     /// # Errors
     /// What `see` says.
-    pub fn each_line(&mut self, mut see: impl FnMut(Option<&str>) -> Result<()>) -> Result<()> {
+    pub fn each_line(&mut self, mut see: impl FnMut(Option<&str>) -> Result<()>) -> Result<ExitStatus> {
         let mut output = self.child.stdout.take().context("BUG: standard output is not piped")?;
         // Bytes, because a console prints what it likes.
         let mut text = Vec::new();
@@ -84,13 +84,16 @@ impl Process {
             text.resize(begun + 4096, 0);
             let read = output.read(&mut text[begun..])?;
             text.truncate(begun + read);
+            if read == 0 && !text.is_empty() {
+                // The last line, which nothing ended.
+                text.push(b'\n');
+            }
             while let Some(end) = text.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = text.drain(..=end).collect();
-                see(Some(&String::from_utf8_lossy(&line)))?;
+                see(Some(String::from_utf8_lossy(&line).trim_end()))?;
             }
             if read == 0 {
-                self.child.wait()?;
-                return Ok(());
+                return Ok(self.child.wait()?);
             }
         }
     }
@@ -189,4 +192,23 @@ pub fn exec_in(group: Option<&Group>, death: Signal, program: &Path) -> Result<C
     command.args(["--on-parent-death", if death == Signal::TERM { "term" } else { "kill" }]);
     command.arg("exec").arg(program);
     Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_is_seen_even_a_last_one_that_nothing_ends() {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", r"printf 'one\n\ntwo \r\n three'; exit 3"]);
+        let mut process = Process::start("a shell", piped(&mut shell)).unwrap();
+        let mut lines = Vec::new();
+        let status = process.each_line(|line| {
+            lines.extend(line.map(str::to_owned));
+            Ok(())
+        });
+        assert_eq!(status.unwrap().code(), Some(3));
+        assert_eq!(lines, ["one", "", "two", " three"]);
+    }
 }
