@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
     process::{Pid, Signal, kill_process},
 };
 
@@ -139,11 +140,14 @@ impl Drop for Process {
     }
 }
 
-/// Whether there is something to read, or will be within `patience`.
+/// Whether there is something to read, or will be within `patience`, which a signal cuts short.
 fn is_readable(from: impl AsFd, patience: Duration) -> Result<bool> {
     let mut fds = [PollFd::new(&from, PollFlags::IN)];
     let patience = Timespec::try_from(patience)?;
-    Ok(poll(&mut fds, Some(&patience))? > 0)
+    match poll(&mut fds, Some(&patience)) {
+        Err(Errno::INTR) => Ok(false),
+        ready => Ok(ready? > 0),
+    }
 }
 
 /// A program of this project, which is built beside the running one (or in the parent of its directory, for tests).
