@@ -73,7 +73,8 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-fn name(command: &Command) -> String {
+/// The command as it would be typed.
+pub fn name(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }

@@ -1,15 +1,13 @@
 //! `cargo xtask test`.
 
-use std::{
-    io::{BufRead as _, BufReader},
-    process::{Command, Stdio},
-};
+use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail, ensure};
+use enforcer_rig::process::Process;
 
 use crate::{
     interrupt,
-    programs::{cargo, is_root},
+    programs::{cargo, is_root, name},
     setup, vm,
 };
 
@@ -81,22 +79,15 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Runs a command with its output to see, and collects what was skipped.
-pub fn stream(command: &mut Command, skipped: &mut Vec<String>) -> Result<()> {
-    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run the tests")?;
-    let output = child.stdout.take().context("BUG: standard output is piped")?;
-    for line in BufReader::new(output).lines() {
-        let line = line?;
-        println!("{line}");
-        if let Some(test) = line.strip_prefix("skipped: ") {
-            skipped.push(test.to_owned());
+fn stream(command: &mut Command, skipped: &mut Vec<String>) -> Result<()> {
+    let mut tests = Process::start("the tests", command.stdout(Stdio::piped()))?;
+    let status = tests.each_line(|line| {
+        if let Some(line) = line {
+            println!("{line}");
+            skipped.extend(vm::skipped_test(line));
         }
-    }
-    let status = child.wait()?;
-    anyhow::ensure!(
-        status.success(),
-        "{} {}",
-        command.get_program().display(),
-        command.get_args().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ")
-    );
+        Ok(())
+    })?;
+    ensure!(status.success(), "{}", name(command));
     Ok(())
 }

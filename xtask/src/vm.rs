@@ -95,7 +95,7 @@ pub fn test(suite: Suite, filter: Option<&str>) -> Result<Vec<String>> {
         if let Some(line) = line {
             println!("{} | {line}", suite.name());
             passed |= line == PASSED;
-            skipped.extend(line.strip_prefix("skipped: ").map(str::to_owned));
+            skipped.extend(skipped_test(line));
         }
         ensure!(begun.elapsed() < PATIENCE, "not done after {} s", PATIENCE.as_secs());
         interrupt::check()
@@ -104,6 +104,11 @@ pub fn test(suite: Suite, filter: Option<&str>) -> Result<Vec<String>> {
     ensure!(passed, "{} after {seconds} s: the tests did not all pass in the machine", suite.name());
     println!("{}: passed in {seconds} s, {} skipped", suite.name(), skipped.len());
     Ok(skipped)
+}
+
+/// The test that a line of output says was skipped.
+pub fn skipped_test(line: &str) -> Option<String> {
+    line.strip_prefix("skipped: ").map(str::to_owned)
 }
 
 /// Statically linked: where they are, and their names in the machine.
