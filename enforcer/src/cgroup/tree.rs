@@ -214,6 +214,8 @@ impl Tree {
                 self.watched.insert(watch.clone(), place.clone());
                 seen.watch = Some(watch);
             }
+            // It went meanwhile; the watch on its parent tells.
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
             Err(err) => {
                 if self.unwatched == 0 {
                     tracing::warn!(
