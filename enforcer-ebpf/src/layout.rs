@@ -126,6 +126,64 @@ impl Objective {
     pub const NONE: Self = Self { wait_ns: u64::MAX, latency_ns: u64::MAX };
 }
 
+/// How thick slow ones may come, for one signal of one victim: the generic cell rate algorithm (ITU-T I.371), which needs
+/// one number per stream and no clock tick.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// Slow ones that come this far apart are no news. 0: nobody wants to know.
+    pub interval_ns: u64,
+    /// How far they may run ahead of that.
+    pub burst_ns: u64,
+    /// When the next one would be due, in ktime. The probes' own.
+    pub due_ns: u64,
+}
+
+impl Pace {
+    /// Whether a slow one at `now_ns` is one too many.
+    #[inline(always)]
+    pub fn is_exceeded(&mut self, now_ns: u64) -> bool {
+        if self.interval_ns == 0 {
+            return false;
+        }
+        let due_ns = self.due_ns.max(now_ns) + self.interval_ns;
+        let is_exceeded = due_ns > now_ns + self.burst_ns;
+        // Starts over when it has been told.
+        self.due_ns = if is_exceeded { now_ns } else { due_ns };
+        is_exceeded
+    }
+}
+
+/// Watches one victim for the onset of trouble. One cache line, touched by slow ones only.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sentry {
+    pub wait: Pace,
+    pub latency: Pace,
+    /// Nothing is told before, in ktime.
+    pub quiet_until_ns: u64,
+    pub reserved: u64,
+}
+
+/// The least time between two onsets of one victim: the agent is woken a hundred times per second at most.
+pub const QUIET_NS: u64 = 10_000_000;
+
+/// What a probe tells at once: slow ones came too thick.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Onset {
+    /// ktime.
+    pub at_ns: u64,
+    pub victim: u32,
+    /// [`Onset::WAIT`] or [`Onset::LATENCY`].
+    pub signal: u32,
+}
+
+impl Onset {
+    pub const WAIT: u32 = 0;
+    pub const LATENCY: u32 = 1;
+}
+
 /// Things that a probe could not count, by cause. The agent exports each of them.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,10 +200,12 @@ pub enum Drop {
     Unparsable = 4,
     /// Traffic of a cgroup that has a probe attached but no victim row.
     UnknownGroup = 5,
+    /// The agent did not take earlier onsets from the ring in time; it finds out at its next tick.
+    OnsetRingFull = 6,
 }
 
 impl Drop {
-    pub const COUNT: u32 = 6;
+    pub const COUNT: u32 = 7;
     pub const ALL: [Self; Self::COUNT as usize] = [
         Self::NoClock,
         Self::NegativeWait,
@@ -153,6 +213,7 @@ impl Drop {
         Self::NoSocketState,
         Self::Unparsable,
         Self::UnknownGroup,
+        Self::OnsetRingFull,
     ];
 }
 
@@ -162,6 +223,8 @@ const _: () = {
     assert!(size_of::<Wait>() == 416);
     assert!(size_of::<Requests>() == 400);
     assert!(size_of::<Objective>() == 16);
+    assert!(size_of::<Sentry>() == 64);
+    assert!(size_of::<Onset>() == 16);
 };
 
 #[cfg(test)]
@@ -173,5 +236,19 @@ mod tests {
         let place = Place::new(70_000, 65_535, 12);
         assert_eq!((place.slot(), place.victim(), place.culprit()), (70_000, 65_535, 12));
         assert_eq!(Place::OTHER, Place::default(), "an empty table entry means: nobody's");
+    }
+
+    #[test]
+    fn slow_ones_are_news_when_they_come_thicker_than_the_pace() {
+        let pace = Pace { interval_ns: 100, burst_ns: 450, due_ns: 0 };
+        let exceeded = |times: &[u64]| {
+            let mut pace = pace;
+            times.iter().position(|&at| pace.is_exceeded(at))
+        };
+        assert_eq!(exceeded(&[1000, 1001, 1002, 1003, 1004]), Some(4), "the fifth at once");
+        assert_eq!(exceeded(&[1000, 1050, 1100, 1150, 1200, 1250, 1300, 1350]), Some(7), "twice as thick");
+        let at_pace: Vec<u64> = (10..1000).map(|n| n * 100).collect();
+        assert_eq!(exceeded(&at_pace), None);
+        assert!(!Pace::default().is_exceeded(5), "nobody wants to know");
     }
 }

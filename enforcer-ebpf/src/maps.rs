@@ -10,11 +10,11 @@ use aya_ebpf::{
     btf_maps::SkStorage,
     helpers::bpf_get_smp_processor_id,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LruHashMap},
+    maps::{Array, HashMap, LruHashMap, RingBuf},
 };
 use enforcer_ebpf::{
     histogram::{Histogram, bucket_of},
-    layout::{Cpu, Drop, Objective, Requests, Wait},
+    layout::{Cpu, Drop, Objective, Requests, Sentry, Wait},
     table::{BUCKET_COUNT, Bucket},
 };
 
@@ -55,6 +55,12 @@ static DROPS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// (the agent shrinks it to one entry where the kernel keeps that time itself).
 #[map]
 pub static RUNNABLE: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
+/// Watches for trouble, per victim: 64 bytes each. The agent writes the paces.
+#[map]
+pub static SENTRIES: Array<Sentry> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Onsets of trouble on their way to the agent: 4 KiB, which hold 170 of them.
+#[map]
+pub static ONSETS: RingBuf = RingBuf::with_byte_size(4096, 0);
 /// One per measured connection; the kernel frees it with the socket.
 #[btf_map]
 pub static CONNECTIONS: SkStorage<Connection> = SkStorage::new();

@@ -19,6 +19,30 @@ pub struct Snapshot {
     /// Share of the node's CPU time that the hypervisor gave to others since the last snapshot.
     pub steal: Option<f64>,
     pub groups: Vec<GroupSnapshot>,
+    /// Who ran while LS groups waited for a CPU since they were asked last; told only of those that had slow ones lately.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blame: Vec<Blame>,
+}
+
+/// Time that tasks of one group waited for a CPU while somebody ran there.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Blame {
+    pub victim: GroupId,
+    pub culprit: Culprit,
+    pub waited: Duration,
+}
+
+/// Who ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Culprit {
+    Group(GroupId),
+    /// Tasks that belong to no group of the policy.
+    Other,
+    /// Nobody: the CPU was on its way out of idle.
+    Idle,
+    /// The wait was longer than the CPU's memory.
+    Unattributed,
 }
 
 /// One group since the last snapshot.
@@ -30,6 +54,37 @@ pub struct GroupSnapshot {
     pub requests: Option<Tally>,
     /// Waits for a CPU, likewise.
     pub waits: Option<Tally>,
+    /// Share of the last second in which the group's own quota kept it from running. `None`: not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttled: Option<f64>,
+    /// What the group can be held back with.
+    #[serde(default, skip_serializing_if = "Levers::is_none")]
+    pub levers: Levers,
+}
+
+/// Levers that work on a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Levers(u8);
+
+impl Levers {
+    #[must_use]
+    pub const fn with(self, lever: Lever) -> Self {
+        Self(self.0 | 1 << lever as u8)
+    }
+
+    #[must_use]
+    pub const fn without(self, lever: Lever) -> Self {
+        Self(self.0 & !(1 << lever as u8))
+    }
+
+    pub const fn has(self, lever: Lever) -> bool {
+        self.0 & 1 << lever as u8 != 0
+    }
+
+    pub const fn is_none(&self) -> bool {
+        self.0 == 0
+    }
 }
 
 /// What an objective is about.
@@ -59,6 +114,13 @@ impl std::fmt::Display for Signal {
             Self::RunQueueWait => "run-queue wait",
         })
     }
+}
+
+/// How thick slow ones may come before it is news at once: one per `interval`, and so much ahead of that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    pub interval: Duration,
+    pub burst: Duration,
 }
 
 /// The kernel's bounds of a period, in us (`max_cfs_runtime` and friends in kernel/sched/core.c).

@@ -200,7 +200,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        model::{GroupSnapshot, Restraint},
+        model::{GroupSnapshot, Lever, Levers, Restraint},
         signal::tally::Tally,
     };
 
@@ -221,11 +221,12 @@ mod tests {
             let web = GroupSnapshot {
                 cpu_cores: Some(0.1 * f64::from(tick).sqrt()),
                 requests: Some(Tally { total: 100, slow }),
-                waits: None,
+                ..GroupSnapshot::default()
             };
-            let batch = GroupSnapshot { cpu_cores: Some(be_cores), ..GroupSnapshot::default() };
+            let levers = Levers::default().with(Lever::Quota);
+            let batch = GroupSnapshot { cpu_cores: Some(be_cores), levers, ..GroupSnapshot::default() };
             let taken_at = Duration::from_millis(100) * tick + Duration::from_nanos(u64::from(tick) * 7);
-            let node = Snapshot { taken_at, steal: Some(0.001), groups: vec![web, batch] };
+            let node = Snapshot { taken_at, steal: Some(0.001), groups: vec![web, batch], blame: Vec::new() };
             let plan = decide(&mut governor, &node, &policy);
             be_cores = plan.restraints.values().next().and_then(Restraint::cores).unwrap_or(1.3);
             recorder.tick(&node, &plan);
@@ -248,7 +249,7 @@ mod tests {
     fn another_plan_is_noticed() {
         let file = recording();
         let text = std::fs::read_to_string(file.path()).unwrap();
-        std::fs::write(file.path(), text.replace("\"quota_us\":105000", "\"quota_us\":105001")).unwrap();
+        std::fs::write(file.path(), text.replace("\"period_us\":1000000", "\"period_us\":999999")).unwrap();
         let err = replay(file.path(), Print::Plans).unwrap_err().to_string();
         assert!(err.contains("another plan than enforcer 0 made"), "{err}");
     }

@@ -1,4 +1,5 @@
 //! One question per file.
 
+pub mod onset;
 pub mod request_latency;
 pub mod run_queue_wait;

@@ -17,6 +17,7 @@ use enforcer_ebpf::{
 
 use crate::{
     maps::{CONNECTIONS, EARLY, OBJECTIVES, ThisCpu, count},
+    probes::onset::slow_request,
     task::{find_place, ktime_ns},
 };
 
@@ -66,19 +67,21 @@ pub fn response_out(ctx: SkBuffContext) -> i32 {
     {
         let latency_ns = ktime_ns().saturating_sub(connection.since_ns);
         connection.since_ns = 0;
-        record(connection.victim, latency_ns);
+        record(&ctx, connection.victim, latency_ns);
     }
     PASS
 }
 
 #[inline(always)]
-fn record(victim: u32, latency_ns: u64) {
-    let Some(counts) = ThisCpu::get().requests(victim) else { return };
+fn record(ctx: &SkBuffContext, victim: u32, latency_ns: u64) {
+    let cpu = ThisCpu::get();
+    let Some(counts) = cpu.requests(victim) else { return };
     counts.served += 1;
     counts.latency_ns += latency_ns;
     count(&mut counts.histogram, latency_ns);
     if OBJECTIVES.get(victim).is_some_and(|objective| objective.latency_ns < latency_ns) {
         counts.slow += 1;
+        slow_request(ctx, cpu, victim);
     }
 }
 

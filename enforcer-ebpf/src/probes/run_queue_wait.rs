@@ -5,6 +5,7 @@ use enforcer_ebpf::layout::{CULPRIT_UNATTRIBUTED, Cpu, Drop, NO_VICTIM, Place, S
 
 use crate::{
     maps::{OBJECTIVES, RUNNABLE, ThisCpu, count},
+    probes::onset::slow_wait,
     task::{Task, kernel_keeps_wait_start, ktime_ns, now_ns},
 };
 
@@ -66,6 +67,7 @@ fn record(
             && objective.wait_ns < waited_ns
         {
             counts.slow += 1;
+            slow_wait(ctx, cpu, place.victim());
         }
         blame(cpu, place.victim(), since_ns, now_ns, past);
     }

@@ -4,20 +4,27 @@ use std::{collections::HashMap, fs::File, path::Path, time::Duration};
 
 use enforcer_ebpf::{
     histogram::{BUCKETS, Histogram},
-    layout::{Drop, FIRST_CULPRIT, FIRST_VICTIM, NO_VICTIM, Objective},
+    layout::{
+        CULPRIT_IDLE, CULPRIT_OTHER, CULPRIT_UNATTRIBUTED, Drop, FIRST_CULPRIT, FIRST_VICTIM, NO_VICTIM,
+        Objective,
+    },
 };
 
 use crate::{
-    cgroup::{hierarchy::Hierarchy, tree::Directory},
+    cgroup::{
+        cpu_stat,
+        hierarchy::{Hierarchy, Mounts},
+        tree::Directory,
+    },
     kernel::{
         counters::{Counters, RequestTotals, Running, WaitTotals},
         probes::{Probes, RequestLinks},
         slots::SlotTable,
     },
-    model::{GroupId, GroupSnapshot, Snapshot},
+    model::{Blame, Culprit, GroupId, GroupSnapshot, Levers, Signal, Snapshot},
     policy::{Class, Policy, Slo},
     report::ledger::Ledger,
-    signal::{histogram::Counts, tally::Tally},
+    signal::{histogram::Counts, pace, tally::Tally},
 };
 
 /// A directory that ran within this time counts as running and is looked at in every tick.
@@ -27,6 +34,13 @@ const COMPLAINTS: Duration = Duration::from_mins(1);
 /// One of so many idle directories is looked at in a tick. One that starts to run is noticed at once all the same, by
 /// the CPUs' memory of what ran last.
 const IDLE_SHARE: u32 = 10;
+
+/// Who ran while a group waited is told for so long after its last slow one.
+const HOT: Duration = Duration::from_secs(1);
+/// What its own quota took, for so long.
+const THROTTLING: Duration = Duration::from_secs(10);
+/// Cells of the blame table that are read in one tick at most, per CPU: some 0.1 ms.
+const BLAME_CELLS: usize = 16 << 10;
 
 /// Counts for every directory of the policy.
 #[derive(Debug)]
@@ -62,6 +76,27 @@ struct Group {
     /// Since the last report.
     waits: WaitTotals,
     wait_counts: Counts,
+    /// Had slow ones until a moment ago: who ran meanwhile is told.
+    hot_until: Duration,
+    /// Blame when it was told last, or at the last report.
+    asked_ns: HashMap<u32, u64>,
+    throttling: Throttling,
+    levers: Levers,
+    rates: [Rate; Signal::ALL.len()],
+}
+
+/// What the group's own quota took.
+#[derive(Debug, Default)]
+struct Throttling {
+    looked: Option<(Duration, Duration)>,
+    share: Option<f64>,
+}
+
+/// How often a signal is heard.
+#[derive(Debug, Default)]
+struct Rate {
+    heard: u64,
+    hz: f64,
 }
 
 /// A directory with a slot.
@@ -102,6 +137,11 @@ impl Meter {
                 blame_ns: HashMap::new(),
                 waits: WaitTotals::default(),
                 wait_counts: Counts::default(),
+                hot_until: Duration::ZERO,
+                asked_ns: HashMap::new(),
+                throttling: Throttling::default(),
+                levers: Levers::default(),
+                rates: Default::default(),
             });
         }
         Self {
@@ -239,11 +279,84 @@ impl Meter {
                 group.requests = totals;
                 snapshot.requests = Some(Tally { total, slow });
             }
+            let is_slow = |tally: Option<Tally>| tally.is_some_and(|tally| tally.slow > 0);
+            if is_slow(snapshot.requests) || is_slow(snapshot.waits) {
+                group.hot_until = now + HOT;
+            }
+            for (signal, rate) in Signal::ALL.into_iter().zip(&mut group.rates) {
+                rate.heard += signal.of(snapshot).map_or(0, |tally| tally.total);
+            }
+            snapshot.throttled = group.throttling.share;
+            snapshot.levers = group.levers;
+        }
+        self.tell_blame(now, into);
+    }
+
+    /// Who ran while the groups in trouble waited. Rows are as long as there are groups, so only so many are read.
+    fn tell_blame(&mut self, now: Duration, into: &mut Snapshot) {
+        into.blame.clear();
+        let culprits = self.counters.culprits();
+        let rows = (BLAME_CELLS / culprits.len()).max(1);
+        let count = self.groups.len();
+        let first = self.ticks as usize % count;
+        let order = (0..count).map(|place| (first + place) % count);
+        let hot = order.filter(|&place| now < self.groups[place].hot_until).take(rows);
+        for place in hot.collect::<Vec<_>>() {
+            let group = &mut self.groups[place];
+            for column in culprits.clone() {
+                let ns = self.counters.blame_ns(group.victim, column);
+                if ns == 0 {
+                    continue;
+                }
+                let new_ns = ns - group.asked_ns.insert(column, ns).unwrap_or_default();
+                if new_ns > 0 {
+                    let waited = Duration::from_nanos(new_ns);
+                    into.blame.push(Blame { victim: GroupId(place), culprit: culprit(column), waited });
+                }
+            }
         }
     }
 
-    /// Adds everything counted since the last report to the ledger.
-    pub fn report(&mut self, ledger: &mut Ledger) {
+    /// Notes what a BE group can be held back with.
+    pub fn set_levers(&mut self, group: GroupId, levers: Levers) {
+        self.groups[group.0].levers = levers;
+    }
+
+    /// Looks how much the own quotas of groups in trouble take from them. Once a second: the files are many.
+    pub fn look_at_throttling(&mut self, now: Duration, mounts: &Mounts) {
+        let hierarchy = mounts.cpu_hierarchy();
+        for place in 0..self.groups.len() {
+            if self.groups[place].class == Class::BE || now >= self.groups[place].hot_until + THROTTLING {
+                self.groups[place].throttling = Throttling::default();
+                continue;
+            }
+            let directories = self.directories_of(GroupId(place), hierarchy);
+            let times = directories.filter_map(|(directory, _)| {
+                cpu_stat::throttled(hierarchy, &mounts.point(hierarchy).join(&directory.path))
+            });
+            let time: Duration = times.sum();
+            let throttling = &mut self.groups[place].throttling;
+            let last = throttling.looked.replace((now, time));
+            throttling.share = last.filter(|(at, _)| *at < now).map(|(at, before)| {
+                time.saturating_sub(before).div_duration_f64(now.saturating_sub(at)).min(1.0)
+            });
+        }
+    }
+
+    /// Tells the probes how thick slow ones may come, from how often each signal was heard since the last call.
+    fn set_paces(&mut self, elapsed: Duration) {
+        for group in self.groups.iter_mut().filter(|group| group.victim != NO_VICTIM) {
+            for (signal, rate) in Signal::ALL.into_iter().zip(&mut group.rates) {
+                let hz = std::mem::take(&mut rate.heard) as f64 / elapsed.as_secs_f64().max(1e-3);
+                rate.hz = f64::midpoint(rate.hz, hz);
+                self.counters.set_pace(group.victim, signal, pace::pace(rate.hz));
+            }
+        }
+    }
+
+    /// Adds everything counted since the last report, `elapsed` ago, to the ledger.
+    pub fn report(&mut self, ledger: &mut Ledger, elapsed: Duration) {
+        self.set_paces(elapsed);
         for group in &mut ledger.groups {
             (group.cgroups, group.cgroups_uncounted) = (0, 0);
         }
@@ -269,6 +382,9 @@ impl Meter {
                     let blame_ns = self.counters.blame_ns(group.victim, culprit);
                     if blame_ns > 0 {
                         let last_ns = group.blame_ns.insert(culprit, blame_ns).unwrap_or_default();
+                        if self.taken_at >= group.hot_until {
+                            group.asked_ns.insert(culprit, blame_ns);
+                        }
                         entry.blame.entry(culprit).or_default().add_ns(blame_ns - last_ns);
                     }
                 }
@@ -293,6 +409,16 @@ impl Meter {
         ledger.drops = Drop::ALL.map(|cause| self.counters.drops(cause));
         ledger.slots_used = self.slots.used();
         ledger.slots_capacity = self.slots.capacity();
+    }
+}
+
+/// Who a culprit column stands for.
+const fn culprit(column: u32) -> Culprit {
+    match column {
+        CULPRIT_OTHER => Culprit::Other,
+        CULPRIT_IDLE => Culprit::Idle,
+        CULPRIT_UNATTRIBUTED => Culprit::Unattributed,
+        group => Culprit::Group(GroupId((group - FIRST_CULPRIT) as usize)),
     }
 }
 
@@ -340,9 +466,12 @@ fn attach(probes: &mut Probes, path: &Path) -> Option<RequestLinks> {
         .map_err(|err| err.to_string())
         .and_then(|directory| probes.attach_request_latency(&directory).map_err(|err| err.to_string()));
     attached
-        .inspect_err(
-            |err| tracing::warn!(cgroup = %path.display(), "requests of this cgroup are not measured: {err}"),
-        )
+        .inspect_err(|err| {
+            // One that went meanwhile serves nothing.
+            if path.is_dir() {
+                tracing::warn!(cgroup = %path.display(), "requests of this cgroup are not measured: {err}");
+            }
+        })
         .ok()
 }
 

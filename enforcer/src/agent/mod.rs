@@ -2,6 +2,7 @@
 //!
 //! The only owner of the clock and of all state.
 
+mod levers;
 mod meter;
 mod steal;
 mod targets;
@@ -15,14 +16,17 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya_log::EbpfLogger;
 use enforcer_ebpf::layout::{FIRST_CULPRIT, FIRST_SLOT, FIRST_VICTIM};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    io::unix::AsyncFd,
+    signal::unix::{SignalKind, signal},
+};
 
 use self::{meter::Meter, steal::StealMeter};
 use crate::{
     actuation::{
         Actuator,
         journal::Journal,
-        lease::{Lease, Standing},
+        lease::{self, Lease, Standing},
     },
     cgroup::{
         cpu_list::CpuList,
@@ -36,6 +40,7 @@ use crate::{
     },
     guardian::Guardian,
     kernel::{
+        onsets::{Onset, Onsets},
         probes::{Identity, Loaded, Probes, possible_cpus},
         support::{Sizes, Support},
     },
@@ -43,7 +48,7 @@ use crate::{
     policy::{self, Class, Policy},
     record::{Header, Recorder},
     report::{
-        history::NewPlan,
+        history::{NewPlan, Reaction},
         ledger::Ledger,
         serve::{Shared, serve},
     },
@@ -51,6 +56,8 @@ use crate::{
 
 /// How often the agent looks at the node.
 const TICK: Duration = Duration::from_millis(100);
+/// Between a look and one that an onset asks for, at least.
+const EARLY: Duration = Duration::from_millis(5);
 /// How often the ledger is brought up to date.
 const REPORT: Duration = Duration::from_secs(1);
 /// A guardian holds the journal for a moment when it looks after a dead agent's limits.
@@ -108,6 +115,7 @@ struct Agent {
     online: CpuList,
     tree: Tree,
     probes: Probes,
+    onsets: AsyncFd<Onsets>,
     log: EbpfLogger<&'static dyn log::Log>,
     meter: Meter,
     steal: StealMeter,
@@ -133,6 +141,7 @@ struct Agent {
 #[derive(Default)]
 struct Counts {
     ticks: u64,
+    early_ticks: u64,
     writes: u64,
     write_errors: u64,
     foreign_writes: u64,
@@ -152,7 +161,8 @@ impl Agent {
 
         let support = Support::of_running_kernel(options.force_wakeups)?;
         let sizes = sizes(&policy, cpus);
-        let Loaded { probes, counters, slots, log } = Probes::load(&support, identity(&mounts), sizes)?;
+        let Loaded { probes, counters, slots, onsets, log } =
+            Probes::load(&support, identity(&mounts), sizes)?;
         if let Some(missing) = &probes.request_latency_missing {
             tracing::warn!("request latency is not measured: {missing}");
         }
@@ -194,6 +204,7 @@ impl Agent {
             policy,
             tree,
             probes,
+            onsets: onsets.watch().context("the ring of onsets cannot be watched")?,
             log,
             shared,
             started: Instant::now(),
@@ -209,14 +220,27 @@ impl Agent {
     async fn run(&mut self) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut next_tick = Duration::ZERO;
+        let mut onset = None;
         loop {
             tokio::select! {
                 biased;
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                _ = ticks.tick() => self.tick(),
+                ready = self.onsets.readable_mut() => {
+                    let mut ready = ready.context("the ring of onsets broke")?;
+                    while let Some(told) = ready.get_inner_mut().take() {
+                        onset.get_or_insert(told);
+                    }
+                    ready.clear_ready();
+                    // Trouble of many groups at once must not keep the loop busy.
+                    next_tick = next_tick.min((self.snapshot.taken_at + EARLY).max(self.started.elapsed()));
+                }
+                () = tokio::time::sleep_until((self.started + next_tick).into()) => {
+                    self.tick(onset.take());
+                    let now = self.snapshot.taken_at;
+                    next_tick = self.plan.again_at.map_or(now + TICK, |at| at.clamp(now, now + TICK));
+                }
             }
         }
         let released = self.actuator.release_all();
@@ -227,14 +251,19 @@ impl Agent {
             .map_or(Ok(()), |err| Err(err).context("a limit could not be restored; try `enforcer restore`"))
     }
 
-    fn tick(&mut self) {
+    /// `onset`: what made the loop look now and not later.
+    fn tick(&mut self, onset: Option<Onset>) {
         let now = self.started.elapsed();
         self.renew_lease();
         self.follow_cgroups(now);
-        let steal = self.steal.read();
+        let steal = self.steal.read(now);
         self.meter.snapshot(now, steal, &mut self.snapshot);
-        self.decide();
+        let is_decision = self.decide();
         self.act(now);
+        if is_decision && let (Some(change), Some(onset)) = (self.changes.last_mut(), onset) {
+            change.reaction = Some(Reaction { onset_at: onset.at, in_force_at: lease::now() });
+        }
+        self.counts.early_ticks += u64::from(onset.is_some());
         self.log.flush();
         self.counts.ticks += 1;
         if now >= self.report_at {
@@ -274,8 +303,13 @@ impl Agent {
 
     fn follow_cgroups(&mut self, now: Duration) {
         let changes = self.tree.poll(now);
+        let mut regrouped: Vec<GroupId> = Vec::new();
         let mut may_have_room = self.meter.has_uncounted() && now >= self.report_at;
         for change in changes {
+            let (Change::Appeared(directory) | Change::Vanished(directory)) = &change;
+            if directory.is_top && !regrouped.contains(&directory.group) {
+                regrouped.push(directory.group);
+            }
             match change {
                 Change::Appeared(directory) => self.count(directory, now),
                 Change::Vanished(directory) => {
@@ -289,6 +323,12 @@ impl Agent {
                 self.count(directory, now);
             }
         }
+        for group in regrouped {
+            if self.policy.groups[group.0].class == Class::BE {
+                let levers = levers::of(group, &self.meter, self.tree.mounts());
+                self.meter.set_levers(group, levers);
+            }
+        }
     }
 
     fn count(&mut self, directory: Directory, now: Duration) {
@@ -296,7 +336,8 @@ impl Agent {
         self.meter.appeared(directory, now, &mut self.probes, &path);
     }
 
-    fn decide(&mut self) {
+    /// Whether there is something new.
+    fn decide(&mut self) -> bool {
         let plan = self.governor.decide(&self.snapshot);
         if plan.reason.label() != self.plan.reason.label() {
             let sentence = plan.reason.sentence(|group| &self.policy.groups[group.0].name);
@@ -307,7 +348,8 @@ impl Agent {
             || (plan.restraints != self.plan.restraints && !matches!(plan.reason, Reason::Trial { .. }));
         if is_decision {
             let before = self.plan.restraints.clone();
-            self.changes.push(NewPlan { at: self.snapshot.taken_at, before, plan: plan.clone() });
+            let (at, plan) = (self.snapshot.taken_at, plan.clone());
+            self.changes.push(NewPlan { at, before, plan, reaction: None });
         }
         if *plan != self.plan {
             self.plan.clone_from(plan);
@@ -318,6 +360,7 @@ impl Agent {
         if let Some(recorder) = &mut self.recorder {
             recorder.tick(&self.snapshot, &self.plan);
         }
+        is_decision
     }
 
     fn act(&mut self, now: Duration) {
@@ -335,16 +378,18 @@ impl Agent {
 
     fn report(&mut self, now: Duration) {
         let guarded = self.watch_guardian();
+        self.meter.look_at_throttling(now, self.tree.mounts());
         let elapsed = now.saturating_sub(self.reported_at);
         let (meter, plan, counts) = (&mut self.meter, &self.plan, &mut self.counts);
         let changes = &self.changes;
         let (steal, unwatched) = (self.snapshot.steal, self.tree.unwatched());
         let done = self.shared.try_update(|ledger| {
-            meter.report(ledger);
+            meter.report(ledger, elapsed);
             ledger.plan(plan, elapsed);
             ledger.decisions(changes, now);
             ledger.advance(now);
             ledger.ticks += counts.ticks;
+            ledger.early_ticks += counts.early_ticks;
             ledger.writes += counts.writes;
             ledger.write_errors += counts.write_errors;
             ledger.foreign_writes += counts.foreign_writes;

@@ -1,6 +1,6 @@
 //! How much of the node's time did the hypervisor give to others?
 
-use std::{fs::File, os::unix::fs::FileExt as _};
+use std::{fs::File, os::unix::fs::FileExt as _, time::Duration};
 
 /// Differences of the first line of `/proc/stat`. Its resolution is 10 ms per CPU.
 ///
@@ -10,7 +10,12 @@ use std::{fs::File, os::unix::fs::FileExt as _};
 pub struct StealMeter {
     file: Option<File>,
     last: Option<Ticks>,
+    read_at: Duration,
+    share: Option<f64>,
 }
+
+/// Over shorter stretches the counters' resolution would make one tick of theirs look like half of the node.
+const STRETCH: Duration = Duration::from_millis(90);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ticks {
@@ -19,8 +24,17 @@ struct Ticks {
 }
 
 impl StealMeter {
-    /// The share stolen since the last call. `None` at the first, and where it cannot be told.
-    pub fn read(&mut self) -> Option<f64> {
+    /// The share stolen lately. `None` at the first call, and where it cannot be told.
+    pub fn read(&mut self, now: Duration) -> Option<f64> {
+        if now >= self.read_at + STRETCH {
+            self.read_at = now;
+            self.share = self.look();
+        }
+        self.share
+    }
+
+    /// The share stolen since the last look.
+    fn look(&mut self) -> Option<f64> {
         if self.file.is_none() {
             self.file = Some(File::open("/proc/stat").ok()?);
         }

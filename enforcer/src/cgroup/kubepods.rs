@@ -59,6 +59,12 @@ pub fn parse(path: &str) -> Option<PodCgroup> {
     None
 }
 
+/// Whether kubelet itself keeps writing a directory: its root for pods and those of its `QoS` classes.
+pub fn is_kubelets(path: &str) -> bool {
+    let names = || path.split('/').map(|name| name.strip_suffix(".slice").unwrap_or(name));
+    names().any(|name| name.split('-').any(|word| word == "kubepods")) && parse(path).is_none()
+}
+
 /// `pod<uid>` (cgroupfs) or `…-pod<uid with underscores>` (systemd).
 fn pod_uid(name: &str) -> Option<String> {
     let (before, uid) = name.rsplit_once("pod")?;
@@ -160,6 +166,21 @@ mod tests {
             (format!("user.slice/pod{uid}"), None),
         ] {
             check(&path, expected);
+        }
+    }
+
+    #[test]
+    fn kubelets_own_directories_are_told_from_pods() {
+        for path in [
+            "kubepods.slice",
+            "kubepods.slice/kubepods-besteffort.slice",
+            "kubepods/burstable",
+            "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice",
+        ] {
+            assert!(is_kubelets(path), "{path}");
+        }
+        for path in ["batch.slice", "kubepods/besteffort/pod0ad5c1de-9ab5-4a2c-8ed1-0e1f1b5a0d3c"] {
+            assert!(!is_kubelets(path), "{path}");
         }
     }
 }

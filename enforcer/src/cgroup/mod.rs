@@ -2,6 +2,7 @@
 
 pub mod cpu_limit;
 pub mod cpu_list;
+pub mod cpu_stat;
 pub mod hierarchy;
 pub mod kubepods;
 pub mod pattern;

@@ -1,38 +1,47 @@
 //! Is an objective being missed?
 //!
-//! A CUSUM test (E. S. Page, 1954) on the counts of slow requests: it sees a jump of the slow share from 1 % to 5 %
-//! within a few hundred requests and stays silent for hours at 1 %. Requests are not independent: one hiccup of the
-//! host delays a dozen at once. So no single observation may count for more than [`STEP_MAX`], and an alarm takes
-//! several bad ones in a row.
+//! CUSUM tests (E. S. Page, 1954) on the counts of slow requests. The patient one sees a jump of the slow share from 1 %
+//! to 5 % within a few hundred requests and stays silent for hours at 1 %. Requests are not independent: one hiccup of the
+//! host delays a dozen at once. So no stretch of time may count for more than [`STEP_MAX`], and an alarm takes some
+//! tenths of a second. The sudden one needs a handful of slow ones in a row and knows no such bound: it is listened to
+//! only where the kernel itself names who is to blame.
 
-use crate::signal::tally::Tally;
+use std::time::Duration;
 
-use super::ALLOWED;
+use crate::signal::tally::{ALLOWED, Tally};
 
 /// The slow share that is certainly too much. With the logarithms below, shares under 1.44 % calm the alarm down and
 /// larger ones build it up.
 const TOO_MUCH: f64 = 2.0 * ALLOWED;
 /// Evidence at which the alarm goes off: e^6 times likelier too much than allowed.
 const THRESHOLD: f64 = 6.0;
-/// The most that one observation may add.
+/// The most that one [`STRETCH`] may add.
 const STEP_MAX: f64 = 2.0;
+const STRETCH: Duration = Duration::from_millis(100);
+/// The share that the sudden test looks for, and its threshold: four slow ones among some twenty.
+const SUDDEN: f64 = 10.0 * ALLOWED;
+const SUDDEN_THRESHOLD: f64 = 8.0;
 
 /// The evidence so far that one objective is being missed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Alarm {
     evidence: f64,
+    /// Evidence that may still be added at once.
+    room: f64,
     /// Went off, and the evidence has not vanished since.
     on: bool,
+    sudden: f64,
 }
 
 impl Alarm {
     /// Takes in what was counted since the last observation.
-    pub fn observe(&mut self, tally: Tally) {
-        let slow = tally.slow as f64;
-        let fast = tally.fast() as f64;
-        let step = slow * (TOO_MUCH / ALLOWED).ln() + fast * ((1.0 - TOO_MUCH) / (1.0 - ALLOWED)).ln();
-        self.evidence = (self.evidence + step.min(STEP_MAX)).clamp(0.0, THRESHOLD);
+    pub fn observe(&mut self, tally: Tally, elapsed: Duration) {
+        self.room = (self.room + STEP_MAX * elapsed.div_duration_f64(STRETCH)).min(STEP_MAX);
+        let step = evidence(tally, TOO_MUCH).min(self.room);
+        self.room -= step.max(0.0);
+        self.evidence = (self.evidence + step).clamp(0.0, THRESHOLD);
         self.on = self.evidence >= THRESHOLD || (self.on && self.evidence > 0.0);
+        self.sudden = (self.sudden + evidence(tally, SUDDEN)).clamp(0.0, SUDDEN_THRESHOLD);
     }
 
     /// Whether the objective is being missed.
@@ -40,10 +49,21 @@ impl Alarm {
         self.on
     }
 
-    /// Forgets the evidence, because conditions changed.
-    pub const fn reset(&mut self) {
-        *self = Self { evidence: 0.0, on: false };
+    /// Whether slow ones came thick just now.
+    pub const fn is_sudden(self) -> bool {
+        self.sudden >= SUDDEN_THRESHOLD
     }
+
+    /// Forgets the evidence, because conditions changed.
+    pub fn reset(&mut self) {
+        *self = Self { room: self.room, ..Self::default() };
+    }
+}
+
+/// The logarithm of how much likelier the tally is with a slow share of `alternative` than with what is allowed.
+fn evidence(tally: Tally, alternative: f64) -> f64 {
+    let (slow, fast) = (tally.slow as f64, tally.fast() as f64);
+    slow * (alternative / ALLOWED).ln() + fast * ((1.0 - alternative) / (1.0 - ALLOWED)).ln()
 }
 
 #[cfg(test)]
@@ -54,7 +74,7 @@ mod tests {
     fn observations_until_alarm(slow: impl Iterator<Item = u64>) -> Option<usize> {
         let mut alarm = Alarm::default();
         slow.into_iter().position(|slow| {
-            alarm.observe(Tally { total: 100, slow });
+            alarm.observe(Tally { total: 100, slow }, STRETCH);
             alarm.is_on()
         })
     }
@@ -76,9 +96,33 @@ mod tests {
     }
 
     #[test]
+    fn looking_more_often_does_not_raise_it_earlier() {
+        let mut alarm = Alarm::default();
+        let looks = (1..100).find(|_| {
+            alarm.observe(Tally { total: 10, slow: 8 }, STRETCH / 10);
+            alarm.is_on()
+        });
+        assert!(looks.is_some_and(|looks| looks > 20), "{looks:?}");
+    }
+
+    #[test]
+    fn slow_ones_in_a_row_are_sudden_and_scattered_ones_are_not() {
+        let mut alarm = Alarm::default();
+        alarm.observe(Tally { total: 3, slow: 3 }, STRETCH / 100);
+        assert!(!alarm.is_sudden());
+        alarm.observe(Tally { total: 1, slow: 1 }, STRETCH / 100);
+        assert!(alarm.is_sudden());
+        let mut alarm = Alarm::default();
+        for _ in 0..1_000 {
+            alarm.observe(Tally { total: 100, slow: 2 }, STRETCH);
+            assert!(!alarm.is_sudden());
+        }
+    }
+
+    #[test]
     fn nothing_observed_changes_nothing() {
-        let mut alarm = Alarm { evidence: 3.0, on: false };
-        alarm.observe(Tally::default());
+        let mut alarm = Alarm { evidence: 3.0, ..Alarm::default() };
+        alarm.observe(Tally::default(), STRETCH);
         assert!((alarm.evidence - 3.0).abs() < f64::EPSILON);
     }
 }

@@ -61,6 +61,7 @@ mod tests {
             )]
             .into(),
             reason,
+            ..Plan::default()
         };
         assert_eq!(check(&plan(ls, 500_000, Reason::Met), &policy), Err(Insane::NotBe(ls)));
         assert_eq!(check(&plan(be, 199_000, Reason::Met), &policy), Err(Insane::BelowFloor(be)));

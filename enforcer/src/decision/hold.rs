@@ -1,53 +1,38 @@
 //! How much may BE keep? The search for the largest share that keeps the objectives.
 //!
-//! Starts at the floor, goes up while the objectives are surely met, and back as soon as one is surely missed. A share
-//! that failed is avoided for a while, longer each time it fails again, so that at rest nothing moves.
+//! Goes up while the objectives are surely met, and down as soon as one is surely missed. A share that failed is avoided for
+//! a while, longer each time it fails again, so that at rest nothing moves. What is found is kept by load: see [`Bands`].
 
 use std::time::Duration;
 
-use crate::signal::tally::Tally;
-
-use super::ALLOWED;
+use super::bands::Bands;
+use crate::signal::tally::{ALLOWED, Tally};
 
 /// After a change, evidence counts only from here on.
 const SETTLE: Duration = Duration::from_millis(300);
 /// A share is kept at least this long before it is raised.
-const RAISE_AFTER: Duration = Duration::from_secs(2);
+const RAISE_AFTER: Duration = Duration::from_secs(1);
 /// Evidence older than this says little about now: it loses half its weight.
 const FADE: Duration = Duration::from_secs(10);
 /// Smallest change of the share; below it there is the floor.
 const STEP_MIN: f64 = 0.05;
-/// How long a share that failed is avoided, doubled when the next attempt fails too.
-const AVOID_MIN: Duration = Duration::from_mins(1);
-const AVOID_MAX: Duration = Duration::from_mins(16);
+/// A share is raised by half, or this if that is more.
+const RAISE_MIN: f64 = 0.1;
+/// After so long without any limit, the search ends.
+const READY: Duration = Duration::from_mins(1);
 /// One-sided bounds: 95 % sure to be met, 99 % sure to be missed.
 const Z_MET: f64 = 1.645;
 const Z_MISSED: f64 = 2.326;
+/// The slow share that a new share aims at, of what is allowed.
+const AIM: f64 = 0.7;
 
 /// What to do with the share in force.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Verdict {
     Keep,
     Change,
-    /// The objectives are met without any limit.
+    /// The objectives have long been met without any limit.
     Release,
-}
-
-/// A share that failed.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Failure {
-    share: f64,
-    avoid_until: Duration,
-    avoid: Duration,
-}
-
-impl Failure {
-    /// A failure of `share` at `now`. One that follows soon on the end of an earlier one's avoidance is a repetition.
-    pub fn new(share: f64, now: Duration, earlier: Option<Self>) -> Self {
-        let repeated = earlier.filter(|earlier| now < earlier.avoid_until + earlier.avoid);
-        let avoid = repeated.map_or(AVOID_MIN, |earlier| (earlier.avoid * 2).min(AVOID_MAX));
-        Self { share, avoid_until: now + avoid, avoid }
-    }
 }
 
 /// The search.
@@ -60,14 +45,15 @@ pub struct Hold {
     fades_at: Duration,
     /// Per objective, since the last change.
     evidence: Vec<Tally>,
-    failure: Option<Failure>,
+    bands: Bands,
 }
 
 impl Hold {
-    /// Starts at the floor. `failure`: a share that is known to be too much.
-    pub fn start(now: Duration, objectives: usize, failure: Option<Failure>) -> Self {
+    /// Starts with what is known of this load, or with `share` where nothing is.
+    pub fn start(now: Duration, objectives: usize, bands: Bands, share: f64) -> Self {
+        let share = bands.start().unwrap_or(share);
         let evidence = vec![Tally::default(); objectives];
-        Self { share: 0.0, raised_from: None, changed_at: now, fades_at: now + FADE, evidence, failure }
+        Self { share, raised_from: None, changed_at: now, fades_at: now + FADE, evidence, bands }
     }
 
     /// The share of what BE wants above its floor that it may keep: 0 to 1.
@@ -75,9 +61,9 @@ impl Hold {
         self.share
     }
 
-    /// The last share that failed.
-    pub const fn failure(&self) -> Option<Failure> {
-        self.failure
+    /// What was learned.
+    pub fn into_bands(self) -> Bands {
+        self.bands
     }
 
     /// Forgets the evidence, because something else was in force meanwhile.
@@ -88,7 +74,17 @@ impl Hold {
     }
 
     /// Takes in what was counted since the last observation, per objective; `None` where it says nothing about BE.
-    pub fn observe(&mut self, now: Duration, tallies: impl Iterator<Item = Option<Tally>>) -> Verdict {
+    /// `load_hz`: what the victim is asked now.
+    pub fn observe(
+        &mut self,
+        now: Duration,
+        load_hz: f64,
+        tallies: impl Iterator<Item = Option<Tally>>,
+    ) -> Verdict {
+        if self.bands.follow(load_hz) {
+            let share = self.bands.start().unwrap_or(self.share);
+            return self.change(now, share, None);
+        }
         if now < self.changed_at + SETTLE {
             return Verdict::Keep;
         }
@@ -110,6 +106,11 @@ impl Hold {
         Verdict::Keep
     }
 
+    /// Whether an objective is surely missed although BE has its floor only.
+    pub fn is_in_vain(&self) -> bool {
+        self.share == 0.0 && self.is_missed()
+    }
+
     fn is_missed(&self) -> bool {
         self.evidence.iter().any(|evidence| evidence.wilson(Z_MISSED).0 > ALLOWED)
     }
@@ -124,29 +125,36 @@ impl Hold {
         if self.share == 0.0 {
             return Verdict::Keep;
         }
-        self.failure = Some(Failure::new(self.share, now, self.failure));
-        // One step too far: back to what worked. Otherwise conditions got worse: half as much.
-        let halved = if self.share < 2.0 * STEP_MIN { 0.0 } else { self.share / 2.0 };
-        self.share = self.raised_from.take().unwrap_or(halved);
-        self.restart(now);
-        Verdict::Change
+        self.bands.failed(self.share, now);
+        // One step too far: back to what worked. Otherwise conditions got worse: in proportion, because with long periods
+        // BE runs at full speed for its share of the time.
+        let worst = self.evidence.iter().filter_map(|evidence| evidence.share()).fold(ALLOWED, f64::max);
+        let lower = self.share * AIM * ALLOWED / worst;
+        let lower = if lower < STEP_MIN { 0.0 } else { lower };
+        let share = self.raised_from.map_or(lower, |from| from.min(self.share));
+        self.change(now, share, None)
     }
 
     fn raise(&mut self, now: Duration) -> Verdict {
-        let mut next = self.share + (self.share / 2.0).max(STEP_MIN);
-        if let Some(failure) = self.failure.filter(|failure| now < failure.avoid_until) {
-            next = next.min(f64::midpoint(self.share, failure.share));
+        if self.share >= 1.0 {
+            return if now >= self.changed_at + READY { Verdict::Release } else { Verdict::Keep };
+        }
+        let mut next = self.share + (self.share / 2.0).max(RAISE_MIN);
+        if let Some(avoided) = self.bands.avoided(now) {
+            next = next.min(f64::midpoint(self.share, avoided));
             if next < self.share + STEP_MIN / 2.0 {
                 return Verdict::Keep;
             }
         }
-        if next >= 1.0 {
-            return Verdict::Release;
-        }
-        self.raised_from = Some(self.share);
-        self.share = next;
+        self.change(now, next.min(1.0), Some(self.share))
+    }
+
+    fn change(&mut self, now: Duration, share: f64, raised_from: Option<f64>) -> Verdict {
+        let is_change = (share - self.share).abs() > f64::EPSILON;
+        (self.share, self.raised_from) = (share, raised_from);
+        self.bands.note(share);
         self.restart(now);
-        Verdict::Change
+        if is_change { Verdict::Change } else { Verdict::Keep }
     }
 }
 
@@ -159,14 +167,14 @@ mod tests {
     /// Runs the search against an LS group in which `slow(share)` of 1,000 requests are slow. Shares over time, one per
     /// second; ends early on release.
     fn run(seconds: u32, mut slow: impl FnMut(f64) -> u64) -> Vec<f64> {
-        let mut hold = Hold::start(Duration::ZERO, 1, None);
+        let mut hold = Hold::start(Duration::ZERO, 1, Bands::default(), 0.0);
         let mut shares = Vec::new();
         let mut part = 0;
         for tick in 1..seconds * 10 {
             part += slow(hold.share());
             let tally = Tally { total: 100, slow: part / 10 };
             part %= 10;
-            if hold.observe(TICK * tick, std::iter::once(Some(tally))) == Verdict::Release {
+            if hold.observe(TICK * tick, 1000.0, std::iter::once(Some(tally))) == Verdict::Release {
                 shares.push(1.0);
                 break;
             }
@@ -189,9 +197,10 @@ mod tests {
 
     #[test]
     fn a_be_that_does_no_harm_any_more_is_released() {
-        let shares = run(60, |_| 2);
-        assert_eq!(shares.last(), Some(&1.0), "{shares:?}");
-        assert!(shares.len() < 40, "{shares:?}");
+        let shares = run(120, |_| 2);
+        let free = shares.iter().position(|share| *share >= 1.0).unwrap_or(usize::MAX);
+        assert!(free < 20, "{shares:?}");
+        assert!((free + 60..free + 62).contains(&shares.len()), "and forgotten a minute later: {shares:?}");
     }
 
     #[test]
@@ -201,9 +210,30 @@ mod tests {
 
     #[test]
     fn no_traffic_is_no_reason_to_give_back() {
-        let mut hold = Hold::start(Duration::ZERO, 1, None);
+        let mut hold = Hold::start(Duration::ZERO, 1, Bands::default(), 0.0);
         for tick in 1..100 {
-            assert_eq!(hold.observe(TICK * tick, std::iter::once(None)), Verdict::Keep);
+            assert_eq!(hold.observe(TICK * tick, 1000.0, std::iter::once(None)), Verdict::Keep);
         }
+    }
+
+    #[test]
+    fn another_load_gets_what_worked_there_at_once() {
+        let mut hold = Hold::start(Duration::ZERO, 1, Bands::default(), 1.0);
+        // At 300 requests per second nothing hurts, at 900 every share above 0.2 does. Twenty seconds each, in turns.
+        let mut slow_in_last_turns = 0;
+        for tick in 1..1200_u32 {
+            let busy = tick / 200 % 2 == 1;
+            let (rate, total) = if busy { (900.0, 90) } else { (300.0, 30) };
+            let slow = u64::from(busy && hold.share() > 0.2) * 5;
+            if tick > 800 {
+                slow_in_last_turns += slow;
+            }
+            let tally = Tally { total, slow };
+            hold.observe(TICK * tick, rate, std::iter::once(Some(tally)));
+            if tick > 800 && !busy && tick % 200 > 5 {
+                assert!(hold.share() > 0.9, "{} at {tick}", hold.share());
+            }
+        }
+        assert!(slow_in_last_turns <= 10, "{slow_in_last_turns}");
     }
 }

@@ -9,11 +9,10 @@
 #![deny(clippy::disallowed_methods)]
 
 pub mod alarm;
+pub mod bands;
+pub mod cause;
 pub mod check;
 pub mod governor;
 pub mod hold;
 pub mod plan;
 pub mod trial;
-
-/// The share of slow requests (or waits) that a p99 objective allows.
-pub const ALLOWED: f64 = 0.01;

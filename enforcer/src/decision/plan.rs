@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::trial::Effect;
+use super::{
+    cause::{Cause, Verdict},
+    trial::Effect,
+};
 use crate::model::{GroupId, Restraint, Signal};
 
 /// What enforcer wants in force. A group that is absent has what its owner gave it, so an empty plan undoes everything.
@@ -12,11 +15,26 @@ use crate::model::{GroupId, Restraint, Signal};
 pub struct Plan {
     pub restraints: BTreeMap<GroupId, Restraint>,
     pub reason: Reason,
+    /// One per objective that is missed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub verdicts: Vec<Verdict>,
+    /// Groups that had no more than their floor for so long that they are better off on another node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evict: Vec<GroupId>,
+    /// Wants to be asked again then, because something in force must end before the next tick.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again_at: Option<Duration>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { restraints: BTreeMap::new(), reason: Reason::Met }
+        Self {
+            restraints: BTreeMap::new(),
+            reason: Reason::Met,
+            verdicts: Vec::new(),
+            evict: Vec::new(),
+            again_at: None,
+        }
     }
 }
 
@@ -36,13 +54,26 @@ pub enum Reason {
     /// Missed, but no BE group runs: it cannot be the cause.
     NoBe { objective: Objective },
     /// Missed, but stopping BE was tried and did not help. Not tried again before `retry_at`.
-    NoHelp { objective: Objective, effect: Effect, retry_at: Duration },
+    NoHelp { objective: Objective, cause: Cause, effect: Effect, retry_at: Duration },
     /// Missed; finding out whether BE is the cause.
     Trial { objective: Objective },
     /// BE is the cause and keeps this share (0 to 1) of what it wants above its floor.
-    Squeeze { objective: Objective, share: f64, effect: Effect },
-    /// Shadow mode: missed while BE ran; it would have been tried.
-    Shadow { objective: Objective },
+    Squeeze { objective: Objective, share: f64, proof: Proof },
+    /// Shadow mode: missed while BE ran; it would have been squeezed at once, or tried. `takes_cores`: what that would cost
+    /// BE at first.
+    Shadow { objective: Objective, cause: Cause, takes_cores: f64 },
+}
+
+/// How it is known that BE is the cause.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Proof {
+    /// The kernel saw BE run while the victim waited: seconds per second.
+    Blame { waited_for_be: f64 },
+    /// Stopping BE helped.
+    Trial(Effect),
+    /// The same BE had been the cause a while ago.
+    Remembered,
 }
 
 impl Reason {
@@ -69,7 +100,7 @@ impl Reason {
             | Self::NoHelp { objective, .. }
             | Self::Trial { objective }
             | Self::Squeeze { objective, .. }
-            | Self::Shadow { objective } => Some(*objective),
+            | Self::Shadow { objective, .. } => Some(*objective),
         }
     }
 
@@ -81,26 +112,42 @@ impl Reason {
         match self {
             Self::Met => "no objective is missed".to_owned(),
             Self::NoBe { objective } => format!("{}, but no BE runs", missed(objective)),
-            Self::NoHelp { objective, effect, retry_at } => format!(
-                "{}, but stopping BE did not help ({}); tried again after {:.0} s",
+            Self::NoHelp { objective, cause, effect, retry_at } => format!(
+                "{}, but stopping BE did not help ({}): it suffers from {}; tried again after {:.0} s",
                 missed(objective),
                 comparison(effect),
+                cause.words(),
                 retry_at.as_secs_f64()
             ),
             Self::Trial { objective } => {
                 format!("{}: finding out whether BE is the cause", missed(objective))
             }
-            Self::Squeeze { objective, share, effect } => format!(
+            Self::Squeeze { objective, share, proof } => format!(
                 "BE made {} miss its {} objective ({}); it keeps {:.0} % of what it wants above its floor",
                 name(objective.victim),
                 objective.signal,
-                comparison(effect),
+                proven(proof),
                 share * 100.0
             ),
-            Self::Shadow { objective } => {
-                format!("{} while BE runs; shadow mode: nothing is tried", missed(objective))
+            Self::Shadow { objective, cause, takes_cores } => {
+                let would = if *cause == Cause::BeCpu {
+                    format!("BE would lose up to {takes_cores:.2} cores")
+                } else {
+                    format!("stopping BE, {takes_cores:.2} cores, would be tried for some seconds")
+                };
+                format!("{} while BE runs; shadow mode: {would}", missed(objective))
             }
         }
+    }
+}
+
+fn proven(proof: &Proof) -> String {
+    match proof {
+        Proof::Blame { waited_for_be } => {
+            format!("it waited {:.0} ms per second for a CPU on which BE ran", waited_for_be * 1e3)
+        }
+        Proof::Trial(effect) => comparison(effect),
+        Proof::Remembered => "as it had been proven to do before".to_owned(),
     }
 }
 

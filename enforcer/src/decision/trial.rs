@@ -24,7 +24,7 @@ const PAIRS_MAX: u32 = 8;
 const PAIRS_MIN: u32 = 2;
 const PAIRS_PROMISING: u32 = 4;
 /// Standard deviations that prove the effect. High, because the proof is looked for after every pair.
-const Z_HELPS: f64 = 3.0;
+pub const Z_HELPS: f64 = 3.0;
 /// Standard deviations without which it is no use to go on, right after [`PAIRS_MIN`] and from [`PAIRS_PROMISING`] on. A
 /// trial costs BE half its time: one in which stopping it has made nothing better so far ends.
 const Z_FUTILE: f64 = 0.0;

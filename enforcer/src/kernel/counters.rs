@@ -4,16 +4,18 @@ use std::{
     mem::offset_of,
     sync::atomic::{
         AtomicU64,
-        Ordering::{Acquire, Relaxed},
+        Ordering::{Acquire, Relaxed, Release},
     },
+    time::Duration,
 };
 
 use enforcer_ebpf::{
     histogram::{BUCKETS, Histogram},
-    layout::{Cpu, Drop, FIRST_SLOT, Objective, Place, Requests, SEGMENTS, Segment, Wait},
+    layout::{self, Cpu, Drop, FIRST_SLOT, Objective, Place, Requests, SEGMENTS, Segment, Sentry, Wait},
 };
 
 use super::{mapped::MappedArray, support::Sizes};
+use crate::model::{Pace, Signal};
 
 /// Totals of one cgroup since its slot was allotted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,28 +83,17 @@ impl Running {
 /// The mapped counters.
 #[derive(Debug)]
 pub struct Counters {
-    sizes: Sizes,
-    cpus: MappedArray,
-    waits: MappedArray,
-    blame: MappedArray,
-    requests: MappedArray,
-    objectives: MappedArray,
-    drops: MappedArray,
+    pub(super) sizes: Sizes,
+    pub(super) cpus: MappedArray,
+    pub(super) waits: MappedArray,
+    pub(super) blame: MappedArray,
+    pub(super) requests: MappedArray,
+    pub(super) objectives: MappedArray,
+    pub(super) sentries: MappedArray,
+    pub(super) drops: MappedArray,
 }
 
 impl Counters {
-    pub(super) const fn new(
-        sizes: Sizes,
-        cpus: MappedArray,
-        waits: MappedArray,
-        blame: MappedArray,
-        requests: MappedArray,
-        objectives: MappedArray,
-        drops: MappedArray,
-    ) -> Self {
-        Self { sizes, cpus, waits, blame, requests, objectives, drops }
-    }
-
     /// Totals of one slot.
     pub fn wait(&self, slot: u32) -> WaitTotals {
         let mut sum = WaitTotals::default();
@@ -206,6 +197,18 @@ impl Counters {
         words[offset_of!(Objective, latency_ns) / 8].store(objective.latency_ns, Relaxed);
     }
 
+    /// Sets how thick slow ones of a victim may come before the probes tell at once.
+    pub fn set_pace(&self, victim: u32, signal: Signal, pace: Pace) {
+        let words = self.sentries.element(victim as usize);
+        let at = match signal {
+            Signal::RunQueueWait => offset_of!(Sentry, wait),
+            Signal::RequestLatency => offset_of!(Sentry, latency),
+        } / 8;
+        // The bound first: an interval alone would be exceeded by the first slow one.
+        words[at + offset_of!(layout::Pace, burst_ns) / 8].store(nanoseconds(pace.burst), Relaxed);
+        words[at + offset_of!(layout::Pace, interval_ns) / 8].store(nanoseconds(pace.interval), Release);
+    }
+
     /// Forgets what a slot's former owner counted.
     pub fn clear_slot(&self, slot: u32) {
         for cpu in 0..self.sizes.cpus {
@@ -221,6 +224,10 @@ impl Counters {
     ) -> impl Iterator<Item = &'a [AtomicU64]> {
         (0..self.sizes.cpus).map(move |cpu| array.element((cpu * stride + element) as usize))
     }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Histograms are 32-bit counts, two to a word, the lower index in the lower half (little endian, as on all hosts that

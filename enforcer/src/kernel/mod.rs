@@ -3,6 +3,7 @@
 pub mod btf;
 pub mod counters;
 mod mapped;
+pub mod onsets;
 pub mod probes;
 pub mod slots;
 pub mod support;

@@ -14,13 +14,14 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use enforcer_ebpf::{
-    layout::{self, Drop, Objective},
+    layout::{self, Drop, Objective, Sentry},
     table,
 };
 
 use super::{
     counters::Counters,
     mapped::MappedArray,
+    onsets::Onsets,
     slots::SlotTable,
     support::{Sizes, Support, WaitSource},
 };
@@ -68,6 +69,7 @@ pub struct Loaded {
     pub probes: Probes,
     pub counters: Counters,
     pub slots: SlotTable,
+    pub onsets: Onsets,
     /// Diagnostics that the probes print; flush it when its descriptor becomes readable.
     pub log: EbpfLogger<&'static dyn log::Log>,
 }
@@ -99,7 +101,7 @@ impl Probes {
         let mut ebpf = load_object(support, identity, sizes)?;
         // The first reader of the log takes its map out of `ebpf`.
         let log = EbpfLogger::init(&mut ebpf).map_err(|err| Error::Load(err.to_string()))?;
-        let maps = Maps::take(&mut ebpf, sizes)?;
+        let Maps { counters, slots, onsets } = Maps::take(&mut ebpf, sizes)?;
 
         let btf = Btf::from_sys_fs().map_err(|err| Error::Load(err.to_string()))?;
         let mut tracepoints = vec![("run_queue_wait", "sched_switch")];
@@ -112,8 +114,7 @@ impl Probes {
                 .map_err(|err| Error::RunQueueWait(with_causes(&err)))?;
         }
         let request_latency_missing = load_request_programs(&mut ebpf).err().map(|err| with_causes(&err));
-        let Maps { counters, slots } = maps;
-        Ok(Loaded { probes: Self { ebpf, request_latency_missing }, counters, slots, log })
+        Ok(Loaded { probes: Self { ebpf, request_latency_missing }, counters, slots, onsets, log })
     }
 
     /// Measures the requests served below a directory of the v2 hierarchy, until the links are dropped.
@@ -172,6 +173,7 @@ fn load_object(support: &Support, identity: Identity, sizes: Sizes) -> Result<Eb
         .override_global("IDENTITY", &identity, true)
         .override_global("HAVE_SCHED_INFO", &have_sched_info, true)
         .map_max_entries("OBJECTIVES", victims)
+        .map_max_entries("SENTRIES", victims)
         .map_max_entries("CPUS", cpus)
         .map_max_entries("WAITS", cpus * slots)
         .map_max_entries("BLAME", cpus * victims * culprits)
@@ -192,6 +194,7 @@ fn load_object(support: &Support, identity: Identity, sizes: Sizes) -> Result<Eb
 struct Maps {
     counters: Counters,
     slots: SlotTable,
+    onsets: Onsets,
 }
 
 impl Maps {
@@ -203,19 +206,22 @@ impl Maps {
                 .map_err(|source| Error::Map { name, source })
         };
         let table = map("TABLE", size_of::<table::Bucket>(), table::BUCKET_COUNT)?;
-        let counters = Counters::new(
+        let counters = Counters {
             sizes,
-            map("CPUS", size_of::<layout::Cpu>(), cpus)?,
-            map("WAITS", size_of::<layout::Wait>(), cpus * slots)?,
-            map("BLAME", 8, cpus * victims * culprits)?,
-            map("REQUESTS", size_of::<layout::Requests>(), cpus * victims)?,
-            map("OBJECTIVES", size_of::<Objective>(), victims)?,
-            map("DROPS", 8, cpus * Drop::COUNT)?,
-        );
+            cpus: map("CPUS", size_of::<layout::Cpu>(), cpus)?,
+            waits: map("WAITS", size_of::<layout::Wait>(), cpus * slots)?,
+            blame: map("BLAME", 8, cpus * victims * culprits)?,
+            requests: map("REQUESTS", size_of::<layout::Requests>(), cpus * victims)?,
+            objectives: map("OBJECTIVES", size_of::<Objective>(), victims)?,
+            sentries: map("SENTRIES", size_of::<Sentry>(), victims)?,
+            drops: map("DROPS", 8, cpus * Drop::COUNT)?,
+        };
         for victim in 0..victims {
             counters.set_objective(victim, Objective::NONE);
         }
-        Ok(Self { counters, slots: SlotTable::new(sizes.slots, table) })
+        let ring = ebpf.take_map("ONSETS").expect("BUG: no such map");
+        let onsets = Onsets::new(ring).map_err(|err| Error::Load(err.to_string()))?;
+        Ok(Self { counters, slots: SlotTable::new(sizes.slots, table), onsets })
     }
 }
 

@@ -90,7 +90,7 @@ pub fn parse(text: &str, cpus: u32) -> Result<Policy, Wrong> {
         let what = format!("a policy names 1 to {GROUPS_MAX} groups, this one {}", groups.len());
         return Err(Wrong { line: 1, what });
     }
-    Ok(Policy { groups, cgroups_max: cgroups_max(&file.limits)? })
+    Ok(Policy { groups, cgroups_max: cgroups_max(&file.limits)?, cpus })
 }
 
 fn group(entry: &GroupEntry) -> Result<(Group, Vec<u64>), Wrong> {

@@ -68,6 +68,8 @@ pub struct Policy {
     pub groups: Vec<Group>,
     /// Directories that can be told apart at once.
     pub cgroups_max: u32,
+    /// CPUs of the node that it was checked for.
+    pub cpus: u32,
 }
 
 /// What is wrong with a policy, where, and the cure.

@@ -27,6 +27,17 @@ pub struct NewPlan {
     pub at: Duration,
     pub before: BTreeMap<GroupId, Restraint>,
     pub plan: Plan,
+    /// `None`: it was due at a regular look.
+    pub reaction: Option<Reaction>,
+}
+
+/// How quick the agent was, on the monotonic clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reaction {
+    /// The probes found that slow ones came too thick.
+    pub onset_at: Duration,
+    /// The last file was written.
+    pub in_force_at: Duration,
 }
 
 /// One decision, as `/v1/decisions` serves it. Times in seconds, CPU in cores.
@@ -40,6 +51,8 @@ pub struct Decision {
     pub victim: Option<Victim>,
     /// What changed.
     pub changes: Vec<Change>,
+    /// `None`: it was due at a regular look.
+    pub reaction: Option<Reaction>,
     /// One window later; `None`: not yet.
     pub outcome: Option<Outcome>,
 }
@@ -106,6 +119,7 @@ impl History {
                 explanation: change.plan.reason.sentence(name),
                 victim: objective.map(|objective| victim(objective, ledger)),
                 changes: changes(change, name),
+                reaction: change.reaction,
                 outcome: None,
             },
             at: change.at,

@@ -127,6 +127,8 @@ pub struct Ledger {
     pub shadow: bool,
     pub since_start: Duration,
     pub ticks: u64,
+    /// Of these, asked for by an onset.
+    pub early_ticks: u64,
     pub writes: u64,
     pub write_errors: u64,
     pub foreign_writes: u64,
@@ -183,6 +185,7 @@ impl Ledger {
             shadow,
             since_start: Duration::ZERO,
             ticks: 0,
+            early_ticks: 0,
             writes: 0,
             write_errors: 0,
             foreign_writes: 0,

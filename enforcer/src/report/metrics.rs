@@ -267,6 +267,7 @@ const fn cause_label(cause: Drop) -> &'static str {
         Drop::NoSocketState => "no_socket_state",
         Drop::Unparsable => "unparsable",
         Drop::UnknownGroup => "unknown_group",
+        Drop::OnsetRingFull => "onset_ring_full",
     }
 }
 

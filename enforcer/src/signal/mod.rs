@@ -2,4 +2,5 @@
 #![deny(clippy::disallowed_methods)]
 
 pub mod histogram;
+pub mod pace;
 pub mod tally;

@@ -3,6 +3,9 @@
 //! "p99 at most T" means that at most 1 % are slower than T. The probes count both, so no percentile need be estimated:
 //! k slow of n is a binomial sample, and these are the standard answers to what it shows.
 
+/// The share of slow requests (or waits) that a p99 objective allows.
+pub const ALLOWED: f64 = 0.01;
+
 /// Of `total`, `slow` were slower than the objective.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Tally {

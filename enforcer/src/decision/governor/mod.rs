@@ -1,45 +1,38 @@
-//! The order of alarm, trial and hold.
+//! The order of alarm, cause, trial and hold.
+
+mod be;
+mod squeeze;
+mod watched;
 
 use std::time::Duration;
 
+use self::{
+    be::{BeGroup, STOPPED},
+    squeeze::Squeeze,
+    watched::Watched,
+};
 use super::{
-    alarm::Alarm,
-    hold::{Failure, Hold, Verdict},
-    plan::{Objective, Plan, Reason},
+    bands::Bands,
+    cause::{Cause, STEAL_MAX, Verdict},
+    hold::{self, Hold},
+    plan::{Objective, Plan, Proof, Reason},
     trial::{Effect, Step, Trial},
 };
 use crate::{
-    model::{CpuLimit, GroupId, GroupSnapshot, Restraint, Signal, Snapshot},
+    model::{GroupId, Lever, Restraint, Signal, Snapshot},
     policy::{Class, Policy},
-    signal::tally::Tally,
-    units::MilliCores,
+    signal::tally::ALLOWED,
 };
 
-/// The period of every limit. Measured: for the same mean, bursts that are kept together hurt LS least; with 10 ms
-/// every request meets one and the cache never recovers.
-const PERIOD_US: u64 = 1_000_000;
-/// "Stopped" in a trial: the smallest quota in the longest period, 0.1 % of one CPU. Quicker to end than a freeze, and
-/// no harm if the agent dies.
-const STOPPED: Restraint = Restraint::quota(CpuLimit { quota_us: Some(1_000), period_us: PERIOD_US });
-/// A quota is never used up to the last slice; this much more keeps the mean at the floor.
-const FLOOR_MARGIN: f64 = 1.05;
-/// BE that uses less than this many CPUs does not run.
-const RUNS_CORES: f64 = 0.02;
-/// Steal above this share of the node spoils what was counted meanwhile.
-const STEAL_MAX: f64 = 0.05;
-/// Averages of rates and usage forget with this time constant, demand with the longer one.
-const AVERAGE: Duration = Duration::from_secs(1);
-const DEMAND_FADES: Duration = Duration::from_secs(20);
 /// An LS group that says nothing for so long no longer keeps BE squeezed.
 const SILENCE: Duration = Duration::from_secs(5);
-/// After a trial that did not help: how long until the next, doubled each time.
-const RETRY_MIN: Duration = Duration::from_secs(10);
-const RETRY_MAX: Duration = Duration::from_mins(5);
-/// BE that runs so much more than when a trial failed is tried again at once.
-const BE_GREW: f64 = 1.5;
-/// How soon a squeeze must prove itself again, doubled each time it does.
-const VERIFY_MIN: Duration = Duration::from_secs(30);
-const VERIFY_MAX: Duration = Duration::from_mins(10);
+/// How long it is remembered that these BE groups were the cause.
+const REMEMBERED: Duration = Duration::from_mins(30);
+/// The slow share that a first quota aims at, of what is allowed, and the most it leaves.
+const AIM: f64 = 0.7;
+const FIRST_SHARE_MAX: f64 = 0.6;
+/// So many BE groups are tried one by one before all together.
+const SINGLES_MAX: usize = 3;
 
 /// Whether trials may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,61 +46,42 @@ pub enum Mode {
 #[derive(Debug)]
 pub struct Governor {
     mode: Mode,
+    cpus: u32,
     be: Vec<BeGroup>,
     objectives: Vec<Watched>,
     phase: Phase,
-    /// The last share that was too much, kept between squeezes.
-    failure: Option<Failure>,
+    learned: Vec<Learned>,
     taken_at: Duration,
     plan: Plan,
 }
 
-/// A BE group and what it is known to want.
-#[derive(Clone, Copy, Debug)]
-struct BeGroup {
-    id: GroupId,
-    floor: MilliCores,
-    exists: bool,
-    /// CPUs used, averaged.
-    usage: f64,
-    /// CPUs that it uses when nothing limits it, as last seen.
-    demand: f64,
-}
-
-/// An objective under watch.
-#[derive(Clone, Copy, Debug)]
-struct Watched {
-    objective: Objective,
-    alarm: Alarm,
-    /// Requests or waits per second, averaged.
-    rate_hz: f64,
-    heard_at: Duration,
-    retry: Option<Retry>,
-}
-
-/// A trial that did not help.
-#[derive(Clone, Copy, Debug)]
-struct Retry {
+/// That some BE groups, by place, were the cause of one objective's trouble, and what they may keep.
+#[derive(Debug)]
+struct Learned {
+    watched: usize,
+    who: Vec<usize>,
+    bands: Bands,
     at: Duration,
-    after: Duration,
-    effect: Effect,
-    be_cores: f64,
 }
 
 #[derive(Debug)]
 enum Phase {
     Free,
-    Trial { trial: Trial, watched: usize, proven: Option<Squeeze> },
+    Trying(Trying),
     Squeeze(Squeeze),
 }
 
+/// A trial that goes on.
 #[derive(Debug)]
-struct Squeeze {
-    hold: Hold,
+struct Trying {
+    trial: Trial,
     watched: usize,
-    effect: Effect,
-    verify_at: Duration,
-    verify_after: Duration,
+    /// Who is stopped, by place.
+    who: Vec<usize>,
+    /// Who is tried next, last first.
+    next: Vec<Vec<usize>>,
+    /// The squeeze that is to be verified.
+    proven: Option<Squeeze>,
 }
 
 impl Governor {
@@ -115,18 +89,18 @@ impl Governor {
     pub fn new(policy: &Policy, mode: Mode) -> Self {
         let groups = || policy.groups.iter().enumerate().map(|(index, group)| (GroupId(index), group));
         let be = groups().filter(|(_, group)| group.class == Class::BE);
-        let be =
-            be.map(|(id, group)| BeGroup { id, floor: group.floor, exists: false, usage: 0.0, demand: 0.0 });
         let objectives = groups().flat_map(|(victim, group)| {
-            let promised = Signal::ALL.into_iter().filter(|&signal| group.slo.threshold(signal).is_some());
-            promised.map(move |signal| Watched::new(Objective { victim, signal }))
+            let promised =
+                Signal::ALL.into_iter().filter_map(|signal| Some((signal, group.slo.threshold(signal)?)));
+            promised.map(move |(signal, threshold)| Watched::new(Objective { victim, signal }, threshold))
         });
         Self {
             mode,
-            be: be.collect(),
+            cpus: policy.cpus,
+            be: be.map(|(id, group)| BeGroup::new(id, group.floor)).collect(),
             objectives: objectives.collect(),
             phase: Phase::Free,
-            failure: None,
+            learned: Vec::new(),
             taken_at: Duration::ZERO,
             plan: Plan::default(),
         }
@@ -137,34 +111,24 @@ impl Governor {
         let elapsed = node.taken_at.saturating_sub(self.taken_at);
         self.taken_at = node.taken_at;
         let spoilt = node.steal.is_some_and(|steal| steal > STEAL_MAX);
-        self.observe(node, elapsed, spoilt);
+        for be in &mut self.be {
+            let limited = self.plan.restraints.get(&be.id).is_some_and(|restraint| restraint.quota.is_some());
+            be.observe(&node.groups[be.id.0], elapsed, limited);
+        }
+        for watched in &mut self.objectives {
+            watched.observe(node, elapsed, spoilt);
+        }
         self.phase = match std::mem::replace(&mut self.phase, Phase::Free) {
             Phase::Free => self.look_for_trouble(),
-            Phase::Trial { trial, watched, proven } => {
-                self.go_on_trying(trial, watched, proven, node, spoilt)
-            }
+            Phase::Trying(trying) => self.go_on_trying(trying, node, spoilt),
             Phase::Squeeze(squeeze) => self.go_on_squeezing(squeeze, node, spoilt),
         };
         self.write_plan();
         &self.plan
     }
 
-    fn observe(&mut self, node: &Snapshot, elapsed: Duration, spoilt: bool) {
-        for be in &mut self.be {
-            let limited = self.plan.restraints.contains_key(&be.id);
-            be.observe(&node.groups[be.id.0], elapsed, limited);
-        }
-        for watched in &mut self.objectives {
-            let Some(tally) = watched.tally(node) else { continue };
-            watched.rate_hz =
-                averaged(watched.rate_hz, tally.total as f64 / elapsed.as_secs_f64(), elapsed, AVERAGE);
-            if tally.total > 0 {
-                watched.heard_at = node.taken_at;
-            }
-            if !spoilt {
-                watched.alarm.observe(tally);
-            }
-        }
+    fn is_be(&self, group: GroupId) -> bool {
+        self.be.iter().any(|be| be.id == group)
     }
 
     fn be_cores(&self) -> f64 {
@@ -172,88 +136,162 @@ impl Governor {
     }
 
     fn be_runs(&self) -> bool {
-        self.be.iter().any(|be| be.usage >= RUNS_CORES)
+        self.be.iter().any(BeGroup::runs)
     }
 
-    /// Nothing is squeezed: does an alarm call for a trial?
+    /// Nothing is squeezed: does an alarm call for something?
     fn look_for_trouble(&mut self) -> Phase {
-        let (now, be_cores) = (self.taken_at, self.be_cores());
-        if !self.be_runs() || self.mode == Mode::Shadow {
+        if self.mode == Mode::Shadow {
             return Phase::Free;
         }
-        let Some(watched) = self.objectives.iter().position(|watched| watched.calls_for_trial(now, be_cores))
-        else {
-            return Phase::Free;
-        };
-        self.try_without_be(watched, None)
+        (0..self.objectives.len()).find_map(|watched| self.react(watched)).unwrap_or(Phase::Free)
     }
 
-    fn try_without_be(&self, watched: usize, proven: Option<Squeeze>) -> Phase {
-        let seed = u64::try_from(self.taken_at.as_nanos()).unwrap_or(u64::MAX);
-        let trial = Trial::start(self.taken_at, self.objectives[watched].rate_hz, seed);
-        Phase::Trial { trial, watched, proven }
+    fn react(&mut self, watched: usize) -> Option<Phase> {
+        let (now, be_cores) = (self.taken_at, self.be_cores());
+        let objective = &self.objectives[watched];
+        let (is_on, is_sudden) = (objective.alarm.is_on(), objective.alarm.is_sudden());
+        if !(is_on || is_sudden) || objective.waits_for_retry(now, be_cores) {
+            return None;
+        }
+        if let Some(phase) = self.blame(watched) {
+            return Some(phase);
+        }
+        if !self.be_runs() {
+            return None;
+        }
+        if let Some(phase) = self.remember(watched) {
+            return Some(phase);
+        }
+        if is_on { self.try_without_be(watched) } else { None }
     }
 
-    fn go_on_trying(
-        &mut self,
-        mut trial: Trial,
-        watched: usize,
-        proven: Option<Squeeze>,
-        node: &Snapshot,
-        spoilt: bool,
-    ) -> Phase {
+    /// The kernel itself saw that BE ran while the victim waited: no trial is needed.
+    fn blame(&mut self, watched: usize) -> Option<Phase> {
+        let objective = &self.objectives[watched];
+        let (cause, evidence) = objective.cause(|group| self.is_be(group));
+        if cause != Cause::BeCpu {
+            return None;
+        }
+        let who = self.places(&objective.culprits(self.be.iter().map(|be| be.id)));
+        let proof = Proof::Blame { waited_for_be: evidence.waited_for_be };
+        // The weakest lever first: one that takes nothing from BE where nobody else wants the CPU.
+        let all_idle = who.iter().all(|&place| self.be[place].has(Lever::Idle));
+        let squeeze = self.squeeze(watched, who, proof, if all_idle { 1.0 } else { 0.0 });
+        Some(Phase::Squeeze(if all_idle { squeeze } else { squeeze.frozen(self.taken_at) }))
+    }
+
+    /// BE that was proven to be the cause lately, and runs, need not be tried again.
+    fn remember(&mut self, watched: usize) -> Option<Phase> {
         let now = self.taken_at;
+        let found = self.learned.iter().find(|learned| {
+            learned.watched == watched
+                && now < learned.at + REMEMBERED
+                && learned.who.iter().any(|&place| self.be[place].runs())
+        });
+        let who = found?.who.clone();
+        Some(Phase::Squeeze(self.squeeze(watched, who, Proof::Remembered, 0.0)))
+    }
+
+    /// Starts a squeeze with what was learned of these groups, or with `share`.
+    fn squeeze(&mut self, watched: usize, who: Vec<usize>, proof: Proof, share: f64) -> Squeeze {
+        let now = self.taken_at;
+        let known = self.learned.iter().position(|learned| learned.watched == watched && learned.who == who);
+        let mut bands = known.map_or_else(Bands::default, |place| self.learned.swap_remove(place).bands);
+        bands.follow(self.objectives[watched].load_hz);
+        let hold = Hold::start(now, self.objectives.len(), bands, share);
+        self.reset_alarms();
+        Squeeze::start(now, hold, watched, who, proof)
+    }
+
+    /// Who is to be tried: what runs, one group after the other, the likeliest first, then all of them.
+    fn try_without_be(&self, watched: usize) -> Option<Phase> {
+        let objective = &self.objectives[watched];
+        let running = |place: &usize| self.be[*place].runs() && self.be[*place].has(Lever::Quota);
+        let mut running: Vec<usize> = (0..self.be.len()).filter(running).collect();
+        let all = running.clone();
+        let guilt = |place: &usize| {
+            let be = &self.be[*place];
+            objective.waited_for(be.id) + be.usage
+        };
+        running.sort_by(|a, b| guilt(b).total_cmp(&guilt(a)));
+        let singles = running.into_iter().take(SINGLES_MAX).map(|place| vec![place]);
+        let mut next: Vec<Vec<usize>> = singles.collect();
+        if all.len() > 1 {
+            next.push(all);
+        }
+        next.reverse();
+        self.try_next(watched, next)
+    }
+
+    fn try_next(&self, watched: usize, mut next: Vec<Vec<usize>>) -> Option<Phase> {
+        let who = next.pop()?;
+        Some(Phase::Trying(Trying { trial: self.trial(watched), watched, who, next, proven: None }))
+    }
+
+    fn trial(&self, watched: usize) -> Trial {
+        let seed = u64::try_from(self.taken_at.as_nanos()).unwrap_or(u64::MAX);
+        Trial::start(self.taken_at, self.objectives[watched].rate_hz, seed)
+    }
+
+    fn go_on_trying(&mut self, mut trying: Trying, node: &Snapshot, spoilt: bool) -> Phase {
+        let now = self.taken_at;
+        let watched = trying.watched;
         let tally = self.objectives[watched].tally(node).unwrap_or_default();
-        match trial.observe(now, (!spoilt).then_some(tally)) {
-            Step::Continue { .. } => Phase::Trial { trial, watched, proven },
+        match trying.trial.observe(now, (!spoilt).then_some(tally)) {
+            Step::Continue { .. } => Phase::Trying(trying),
             Step::NoHelp(effect) => {
+                if let Some(phase) = self.try_next(watched, trying.next) {
+                    return phase;
+                }
                 let be_cores = self.be.iter().map(|be| be.demand).sum();
                 self.objectives[watched].did_not_help(now, effect, be_cores);
+                self.learned.retain(|learned| learned.watched != watched);
                 self.reset_alarms();
                 Phase::Free
             }
             Step::Helps(effect) => {
-                self.objectives[watched].retry = None;
-                self.reset_alarms();
-                Phase::Squeeze(self.squeeze(watched, effect, proven))
+                self.objectives[watched].helped();
+                let proof = Proof::Trial(effect);
+                Phase::Squeeze(match trying.proven {
+                    Some(squeeze) => {
+                        self.reset_alarms();
+                        squeeze.proven_again(now, proof)
+                    }
+                    None => self.squeeze(watched, trying.who, proof, first_share(effect)),
+                })
             }
         }
     }
 
-    fn squeeze(&self, watched: usize, effect: Effect, proven: Option<Squeeze>) -> Squeeze {
-        let now = self.taken_at;
-        let (hold, verify_after) = match proven {
-            Some(Squeeze { mut hold, verify_after, .. }) => {
-                hold.restart(now);
-                (hold, (verify_after * 2).min(VERIFY_MAX))
-            }
-            None => (Hold::start(now, self.objectives.len(), self.failure), VERIFY_MIN),
-        };
-        Squeeze { hold, watched, effect, verify_at: now + verify_after, verify_after }
-    }
-
     fn go_on_squeezing(&mut self, mut squeeze: Squeeze, node: &Snapshot, spoilt: bool) -> Phase {
         let now = self.taken_at;
-        if !self.be_runs() || now >= self.objectives[squeeze.watched].heard_at + SILENCE {
-            self.reset_alarms();
-            return Phase::Free;
+        let objective = &self.objectives[squeeze.watched];
+        let someone_runs = squeeze.who.iter().any(|&place| self.be[place].runs());
+        if squeeze.has_taken_hold(now) && (!someone_runs || now >= objective.heard_at + SILENCE) {
+            return self.release(squeeze);
         }
         let (be_cores, objectives) = (self.be_cores(), &self.objectives);
         let tallies = objectives.iter().map(|watched| {
             let says_nothing_of_be = spoilt || watched.waits_for_retry(now, be_cores);
             watched.tally(node).filter(|_| !says_nothing_of_be)
         });
-        let verdict = squeeze.hold.observe(now, tallies);
-        self.failure = squeeze.hold.failure();
-        if verdict == Verdict::Release {
-            self.failure = Some(Failure::new(1.0, now, None));
-            self.reset_alarms();
-            return Phase::Free;
+        if squeeze.observe(now, objective.load_hz, tallies) == hold::Verdict::Release {
+            return self.release(squeeze);
         }
-        if now >= squeeze.verify_at {
-            return self.try_without_be(squeeze.watched, Some(squeeze));
+        if squeeze.must_be_verified(now) {
+            let (watched, who) = (squeeze.watched, squeeze.who.clone());
+            let trial = self.trial(watched);
+            return Phase::Trying(Trying { trial, watched, who, next: Vec::new(), proven: Some(squeeze) });
         }
         Phase::Squeeze(squeeze)
+    }
+
+    fn release(&mut self, squeeze: Squeeze) -> Phase {
+        let Squeeze { watched, who, hold, .. } = squeeze;
+        self.learned.push(Learned { watched, who, bands: hold.into_bands(), at: self.taken_at });
+        self.reset_alarms();
+        Phase::Free
     }
 
     /// What the alarms heard was said under other conditions.
@@ -263,30 +301,60 @@ impl Governor {
         }
     }
 
+    /// Places of these BE groups, ascending.
+    fn places(&self, groups: &[GroupId]) -> Vec<usize> {
+        (0..self.be.len()).filter(|&place| groups.contains(&self.be[place].id)).collect()
+    }
+
     fn write_plan(&mut self) {
+        let now = self.taken_at;
         self.plan.reason = self.reason();
-        let restraints = &mut self.plan.restraints;
-        restraints.clear();
-        let existing = self.be.iter().filter(|be| be.exists);
+        self.plan.restraints.clear();
+        self.plan.evict.clear();
+        self.plan.again_at = None;
         match &self.phase {
-            Phase::Trial { trial, .. } if trial.stops_be() => {
-                restraints.extend(existing.map(|be| (be.id, STOPPED)));
+            Phase::Trying(Trying { trial, who, .. }) if trial.stops_be() => {
+                let existing = who.iter().map(|&place| &self.be[place]).filter(|be| be.exists);
+                self.plan.restraints.extend(existing.map(|be| (be.id, STOPPED)));
             }
-            Phase::Free | Phase::Trial { .. } => {}
+            Phase::Free | Phase::Trying(_) => {}
             Phase::Squeeze(squeeze) => {
-                restraints.extend(existing.map(|be| (be.id, be.restraint(squeeze.hold.share()))));
+                let existing = squeeze.who.iter().map(|&place| &self.be[place]).filter(|be| be.exists);
+                for be in existing {
+                    let restraint = squeeze.restraint(now, be, self.cpus);
+                    if restraint != Restraint::default() {
+                        self.plan.restraints.insert(be.id, restraint);
+                    }
+                    if squeeze.evicts(now) {
+                        self.plan.evict.push(be.id);
+                    }
+                }
+                self.plan.again_at = squeeze.again_at(now);
             }
         }
+        self.write_verdicts();
+    }
+
+    fn write_verdicts(&mut self) {
+        let mut verdicts = std::mem::take(&mut self.plan.verdicts);
+        verdicts.clear();
+        for watched in self.objectives.iter().filter(|watched| watched.alarm.is_on()) {
+            let (cause, evidence) = watched.cause(|group| self.is_be(group));
+            verdicts.push(Verdict { objective: watched.objective, cause, evidence });
+        }
+        self.plan.verdicts = verdicts;
     }
 
     fn reason(&self) -> Reason {
         match &self.phase {
             Phase::Free => self.why_free(),
-            Phase::Trial { watched, .. } => Reason::Trial { objective: self.objectives[*watched].objective },
+            Phase::Trying(Trying { watched, .. }) => {
+                Reason::Trial { objective: self.objectives[*watched].objective }
+            }
             Phase::Squeeze(squeeze) => Reason::Squeeze {
                 objective: self.objectives[squeeze.watched].objective,
                 share: squeeze.hold.share(),
-                effect: squeeze.effect,
+                proof: squeeze.proof,
             },
         }
     }
@@ -296,60 +364,32 @@ impl Governor {
             return Reason::Met;
         };
         let objective = missed.objective;
-        match missed.retry {
+        let (cause, _) = missed.cause(|group| self.is_be(group));
+        match missed.retry() {
             _ if !self.be_runs() => Reason::NoBe { objective },
-            _ if self.mode == Mode::Shadow => Reason::Shadow { objective },
-            Some(Retry { at, effect, .. }) => Reason::NoHelp { objective, effect, retry_at: at },
+            _ if self.mode == Mode::Shadow => {
+                let takes_cores = self.be.iter().map(BeGroup::above_floor).sum();
+                Reason::Shadow { objective, cause, takes_cores }
+            }
+            Some(retry) => Reason::NoHelp { objective, cause, effect: retry.effect, retry_at: retry.at },
             None => Reason::Met,
         }
     }
 }
 
-impl BeGroup {
-    fn observe(&mut self, group: &GroupSnapshot, elapsed: Duration, limited: bool) {
-        self.exists = group.cpu_cores.is_some();
-        let cores = group.cpu_cores.unwrap_or_default();
-        self.usage = averaged(self.usage, cores, elapsed, AVERAGE);
-        if !limited {
-            self.demand = averaged(self.demand, self.usage, elapsed, DEMAND_FADES).max(self.usage);
-        }
-    }
-
-    /// What leaves it `share` of what it wants above its floor.
-    fn restraint(&self, share: f64) -> Restraint {
-        let floor = self.floor.cores() * FLOOR_MARGIN;
-        let above = (self.demand - floor).max(0.0);
-        Restraint::quota(CpuLimit::of(MilliCores::from_cores(floor + share * above), PERIOD_US))
-    }
-}
-
-impl Watched {
-    fn new(objective: Objective) -> Self {
-        Self { objective, alarm: Alarm::default(), rate_hz: 0.0, heard_at: Duration::ZERO, retry: None }
-    }
-
-    fn tally(&self, node: &Snapshot) -> Option<Tally> {
-        self.objective.signal.of(&node.groups[self.objective.victim.0])
-    }
-
-    fn calls_for_trial(&self, now: Duration, be_cores: f64) -> bool {
-        self.alarm.is_on() && !self.waits_for_retry(now, be_cores)
-    }
-
-    /// A trial failed lately, and BE is about what it was.
-    fn waits_for_retry(&self, now: Duration, be_cores: f64) -> bool {
-        self.retry.is_some_and(|retry| now < retry.at && be_cores < retry.be_cores * BE_GREW + RUNS_CORES)
-    }
-
-    fn did_not_help(&mut self, now: Duration, effect: Effect, be_cores: f64) {
-        let after = self.retry.map_or(RETRY_MIN, |retry| (retry.after * 2).min(RETRY_MAX));
-        self.retry = Some(Retry { at: now + after, after, effect, be_cores });
-    }
+/// What BE may keep at first, by what stopping it showed. With long periods BE runs at full speed for its share of the
+/// time, so the slow share lies on the line between that without BE and that with all of it.
+fn first_share(effect: Effect) -> f64 {
+    let (Some(with_be), Some(without_be)) = (effect.with_be.share(), effect.without_be.share()) else {
+        return 0.0;
+    };
+    let share = (AIM * ALLOWED - without_be) / (with_be - without_be).max(1e-6);
+    if share > 0.0 { share.min(FIRST_SHARE_MAX) } else { 0.0 }
 }
 
 /// `old`, moved towards `new` as much as `elapsed` is of the time constant.
 fn averaged(old: f64, new: f64, elapsed: Duration, time_constant: Duration) -> f64 {
-    let kept = (-elapsed.as_secs_f64() / time_constant.as_secs_f64()).exp();
+    let kept = (-elapsed.div_duration_f64(time_constant)).exp();
     if elapsed.is_zero() { old } else { old * kept + new * (1.0 - kept) }
 }
 

@@ -1,7 +1,12 @@
 //! The governor against a simulated node: an LS group at 1,000 requests/s and one BE group.
 
 use super::*;
-use crate::policy::Slo;
+use crate::{
+    model::{Blame, CpuLimit, Culprit, GroupSnapshot, Levers},
+    policy::Slo,
+    signal::tally::Tally,
+    units::MilliCores,
+};
 
 const TICK: Duration = Duration::from_millis(100);
 const WANTS_CORES: f64 = 1.2;
@@ -18,18 +23,35 @@ struct Node {
     changes: u32,
 }
 
+/// A tenth of a second of the LS group.
+fn web(total: u64, slow: u64) -> GroupSnapshot {
+    GroupSnapshot { cpu_cores: Some(0.6), requests: Some(Tally { total, slow }), ..GroupSnapshot::default() }
+}
+
+/// A BE group that can be held back by its quota.
+fn batch(cores: f64) -> GroupSnapshot {
+    let levers = Levers::default().with(Lever::Quota);
+    GroupSnapshot { cpu_cores: Some(cores), levers, ..GroupSnapshot::default() }
+}
+
+/// A policy of one LS group and so many BE groups.
+fn policy(be_groups: usize) -> Policy {
+    let group = |name: &str, class, slo| crate::policy::Group {
+        name: name.to_owned(),
+        class,
+        patterns: Vec::new(),
+        slo,
+        floor: MilliCores::from_cores(FLOOR_CORES),
+    };
+    let slo = Slo { request_latency_p99: Some(Duration::from_millis(5)), run_queue_wait_p99: None };
+    let mut groups = vec![group("web", Class::LS, slo)];
+    groups.extend((0..be_groups).map(|_| group("batch", Class::BE, Slo::default())));
+    Policy { groups, cgroups_max: 16, cpus: 2 }
+}
+
 impl Node {
     fn new(mode: Mode) -> Self {
-        let group = |name: &str, class, slo| crate::policy::Group {
-            name: name.to_owned(),
-            class,
-            patterns: Vec::new(),
-            slo,
-            floor: MilliCores::from_cores(FLOOR_CORES),
-        };
-        let slo = Slo { request_latency_p99: Some(Duration::from_millis(5)), run_queue_wait_p99: None };
-        let groups = vec![group("web", Class::LS, slo), group("batch", Class::BE, Slo::default())];
-        let governor = Governor::new(&Policy { groups, cgroups_max: 16 }, mode);
+        let governor = Governor::new(&policy(1), mode);
         Self { governor, ticks: 0, limit: None, be_seconds: 0.0, slow: 0.0, reasons: Vec::new(), changes: 0 }
     }
 
@@ -45,13 +67,12 @@ impl Node {
             self.slow += slow(be_cores) / 10.0;
             let whole = Duration::from_secs_f64(self.slow).as_secs();
             self.slow -= whole as f64;
-            let web = GroupSnapshot {
-                cpu_cores: Some(0.6),
-                requests: Some(Tally { total: 100, slow: whole }),
-                waits: None,
+            let node = Snapshot {
+                taken_at: TICK * self.ticks,
+                steal: Some(0.0),
+                groups: vec![web(100, whole), batch(be_cores)],
+                blame: Vec::new(),
             };
-            let batch = GroupSnapshot { cpu_cores: Some(be_cores), ..GroupSnapshot::default() };
-            let node = Snapshot { taken_at: TICK * self.ticks, steal: Some(0.0), groups: vec![web, batch] };
             let plan = self.governor.decide(&node);
             let limit = plan.restraints.get(&GroupId(1)).and_then(|restraint| restraint.quota);
             self.changes += u32::from(limit != self.limit);
@@ -154,13 +175,9 @@ fn at_rest_limits_change_at_most_twice_a_minute() {
 #[test]
 fn stolen_time_is_not_held_against_be() {
     let mut node = Node::new(Mode::Enforce);
-    let groups = |slow| {
-        let web =
-            GroupSnapshot { cpu_cores: Some(0.6), requests: Some(Tally { total: 100, slow }), waits: None };
-        vec![web, GroupSnapshot { cpu_cores: Some(WANTS_CORES), ..GroupSnapshot::default() }]
-    };
     for tick in 1..100 {
-        let snapshot = Snapshot { taken_at: TICK * tick, steal: Some(0.3), groups: groups(20) };
+        let groups = vec![web(100, 20), batch(WANTS_CORES)];
+        let snapshot = Snapshot { taken_at: TICK * tick, steal: Some(0.3), groups, blame: Vec::new() };
         assert!(node.governor.decide(&snapshot).restraints.is_empty());
     }
 }
@@ -180,4 +197,132 @@ fn the_same_snapshots_give_the_same_plans() {
         format!("{:?} {} {}", node.governor.plan, node.changes, node.be_seconds)
     };
     assert_eq!(plans(), plans());
+}
+
+/// BE that the kernel saw run while LS waited, `ms` per tick.
+fn blamed(culprit: usize, ms: u64) -> Blame {
+    Blame { victim: GroupId(0), culprit: Culprit::Group(GroupId(culprit)), waited: Duration::from_millis(ms) }
+}
+
+/// What a node with two BE groups is told after a quiet second and one bad millisecond.
+fn struck(first: GroupSnapshot, second: GroupSnapshot, blame: Vec<Blame>) -> (Governor, Duration) {
+    let mut governor = Governor::new(&policy(2), Mode::Enforce);
+    for tick in 1..=10 {
+        let groups = vec![web(100, 0), first, second];
+        governor.decide(&Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, blame: Vec::new() });
+    }
+    let now = TICK * 10 + Duration::from_millis(1);
+    governor.decide(&Snapshot {
+        taken_at: now,
+        steal: Some(0.0),
+        groups: vec![web(8, 6), first, second],
+        blame,
+    });
+    (governor, now)
+}
+
+#[test]
+fn be_that_ran_while_ls_waited_is_squeezed_at_once_and_nobody_else_is() {
+    let frozen = GroupSnapshot { levers: batch(0.5).levers.with(Lever::Freeze), ..batch(0.5) };
+    let (mut governor, now) = struck(frozen, batch(0.5), vec![blamed(1, 40), blamed(2, 1)]);
+    let restraint = governor.plan.restraints[&GroupId(1)];
+    assert!(restraint.frozen && restraint.cores().is_some_and(|cores| cores < 0.11), "{restraint}");
+    assert_eq!(governor.plan.restraints.len(), 1, "{:?}", governor.plan);
+    // The freeze ends when it said it would.
+    let again_at = governor.plan.again_at.unwrap();
+    assert!(again_at <= now + Duration::from_millis(50), "{again_at:?}");
+    let groups = vec![web(8, 0), batch(0.0), batch(0.5)];
+    let plan = governor.decide(&Snapshot { taken_at: again_at, steal: None, groups, blame: Vec::new() });
+    assert!(!plan.restraints[&GroupId(1)].frozen && plan.again_at.is_none(), "{plan:?}");
+}
+
+#[test]
+fn the_weakest_lever_is_pulled_first_where_there_is_one() {
+    let idle = GroupSnapshot { levers: batch(0.5).levers.with(Lever::Idle), ..batch(0.5) };
+    let (mut governor, now) = struck(idle, batch(0.5), vec![blamed(1, 40)]);
+    let restraint = governor.plan.restraints[&GroupId(1)];
+    assert_eq!(restraint, Restraint { idle: true, ..Restraint::default() });
+    // It does not help: the quota follows.
+    let mut ticks = 0;
+    while governor.plan.restraints[&GroupId(1)].quota.is_none() {
+        ticks += 1;
+        let groups = vec![web(100, 30), idle, batch(0.5)];
+        let taken_at = now + TICK * ticks;
+        governor.decide(&Snapshot { taken_at, steal: Some(0.0), groups, blame: vec![blamed(1, 40)] });
+        assert!(ticks < 10, "{:?}", governor.plan);
+    }
+}
+
+#[test]
+fn a_sudden_burst_that_nobody_is_to_blame_for_changes_nothing() {
+    let (governor, _) = struck(batch(0.5), batch(0.5), Vec::new());
+    assert_eq!(governor.plan.reason, Reason::Met, "{:?}", governor.plan);
+}
+
+#[test]
+fn a_single_slow_request_never_squeezes() {
+    let mut governor = Governor::new(&policy(2), Mode::Enforce);
+    for tick in 1..1000 {
+        let groups = vec![web(100, 1), batch(0.5), batch(0.5)];
+        let node = Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, blame: vec![blamed(1, 50)] };
+        assert!(governor.decide(&node).restraints.is_empty(), "{tick}");
+    }
+}
+
+#[test]
+fn of_two_be_groups_only_the_harmful_one_is_squeezed() {
+    let mut governor = Governor::new(&policy(2), Mode::Enforce);
+    let mut plan = Plan::default();
+    for tick in 1..150 {
+        let cores = |group, wants: f64| {
+            let restraint: Option<&Restraint> = plan.restraints.get(&GroupId(group));
+            wants.min(restraint.and_then(Restraint::cores).unwrap_or(f64::MAX))
+        };
+        let (harmless, harmful) = (cores(1, 0.9), cores(2, 0.6));
+        let slow = if harmful > 0.3 { 5 } else { 0 };
+        let groups = vec![web(100, slow), batch(harmless), batch(harmful)];
+        plan = governor
+            .decide(&Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, blame: Vec::new() })
+            .clone();
+    }
+    assert!(matches!(plan.reason, Reason::Squeeze { .. }), "{plan:?}");
+    assert_eq!(plan.restraints.keys().collect::<Vec<_>>(), [&GroupId(2)]);
+}
+
+#[test]
+fn a_cause_that_is_known_is_not_tried_again() {
+    let mut node = Node::new(Mode::Enforce);
+    node.run(20, WANTS_CORES, harmful);
+    node.run(10, 0.0, |_| 5.0);
+    assert_eq!(node.limit, None, "{:?}", node.reasons);
+    node.reasons.clear();
+    node.run(2, WANTS_CORES, harmful);
+    assert!(node.limit.is_some());
+    assert_eq!(node.reasons, ["met", "squeeze"]);
+}
+
+#[test]
+fn trouble_of_its_own_making_gets_its_verdict_and_no_lasting_squeeze() {
+    let mut governor = Governor::new(&policy(1), Mode::Enforce);
+    let mut squeezed = 0;
+    let mut last = Plan::default();
+    for tick in 1..6000 {
+        let own = Blame { victim: GroupId(0), culprit: Culprit::Group(GroupId(0)), waited: TICK };
+        let throttled = GroupSnapshot { throttled: Some(0.3), ..web(100, 20) };
+        let groups = vec![throttled, batch(1.2)];
+        let node = Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, blame: vec![own] };
+        last = governor.decide(&node).clone();
+        squeezed += u32::from(matches!(last.reason, Reason::Squeeze { .. }));
+    }
+    assert_eq!(squeezed, 0);
+    assert_eq!(last.verdicts[0].cause, Cause::OwnQuota, "{last:?}");
+}
+
+#[test]
+fn be_that_is_kept_at_its_floor_for_long_is_handed_over_to_eviction() {
+    let mut node = Node::new(Mode::Enforce);
+    node.run(60, WANTS_CORES, |cores| 15.0 + harmful(cores));
+    assert!(node.governor.plan.evict.is_empty());
+    node.run(240, WANTS_CORES, |cores| 15.0 + harmful(cores));
+    assert_eq!(node.governor.plan.evict, [GroupId(1)]);
 }

@@ -1,0 +1,257 @@
+//! Why does an LS group miss its objective?
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    plan::Objective,
+    trial::{Effect, Z_HELPS},
+};
+use crate::model::{Culprit, GroupId};
+
+/// Waiting for somebody explains slow ones if it took this part of the objective for each of them. Half: the rest of a
+/// slow request is its own work.
+const EXPLAINS: f64 = 0.5;
+/// A group that its own quota stops for so much of the time need not look further.
+const THROTTLED: f64 = 0.05;
+/// Steal above this share of the node spoils what was counted meanwhile.
+pub const STEAL_MAX: f64 = 0.05;
+/// The part of BE's blame that must be covered before the others are let off.
+const CULPRITS: f64 = 0.8;
+/// What was heard fades with this time constant.
+const FADES: Duration = Duration::from_secs(1);
+
+/// The verdict on one missed objective.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// BE ran while it waited for a CPU.
+    BeCpu,
+    /// BE ran, and stopping it helped, though not by shorter waits: shared cache or memory bandwidth.
+    BeCache,
+    /// Its own CPU quota.
+    OwnQuota,
+    /// Its own tasks wait for each other, or its own work takes longer.
+    OwnLoad,
+    /// Other LS groups ran while it waited.
+    OtherLs,
+    /// Something that no policy names ran while it waited, the kernel's own threads included.
+    System,
+    /// The hypervisor gave the CPUs to others.
+    Steal,
+    /// Not known yet.
+    Unknown,
+}
+
+impl Cause {
+    pub const ALL: [Self; 8] = [
+        Self::BeCpu,
+        Self::BeCache,
+        Self::OwnQuota,
+        Self::OwnLoad,
+        Self::OtherLs,
+        Self::System,
+        Self::Steal,
+        Self::Unknown,
+    ];
+
+    /// A fixed word for metric labels and logs.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::BeCpu => "be_cpu",
+            Self::BeCache => "be_cache",
+            Self::OwnQuota => "own_quota",
+            Self::OwnLoad => "own_load",
+            Self::OtherLs => "other_ls",
+            Self::System => "system",
+            Self::Steal => "steal",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// For people: what it suffers from.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::BeCpu => "BE on its CPUs",
+            Self::BeCache => "BE in its caches or on its memory bus",
+            Self::OwnQuota => "its own CPU quota",
+            Self::OwnLoad => "its own load",
+            Self::OtherLs => "other LS groups on its CPUs",
+            Self::System => "tasks outside all groups on its CPUs",
+            Self::Steal => "the hypervisor, which gave its CPUs to others",
+            Self::Unknown => "something not known yet",
+        }
+    }
+}
+
+/// One missed objective and why.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    pub objective: Objective,
+    pub cause: Cause,
+    pub evidence: Evidence,
+}
+
+/// What a verdict rests on. Waits in seconds per second, summed over tasks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// Slow ones per second.
+    pub slow_hz: f64,
+    /// Waited while BE ran, while its own group ran, while other LS groups did, while anything else did.
+    pub waited_for_be: f64,
+    pub waited_for_own: f64,
+    pub waited_for_ls: f64,
+    pub waited_for_others: f64,
+    /// Share of the time that its own quota took.
+    pub throttled: Option<f64>,
+    pub steal: Option<f64>,
+    /// What the last trial showed.
+    pub effect: Option<Effect>,
+}
+
+impl Evidence {
+    /// Why the objective, which promises `threshold`, is missed.
+    pub fn cause(&self, threshold: Duration) -> Cause {
+        let enough = EXPLAINS * self.slow_hz * threshold.as_secs_f64();
+        let others = [
+            (self.waited_for_own, Cause::OwnLoad),
+            (self.waited_for_ls, Cause::OtherLs),
+            (self.waited_for_others, Cause::System),
+        ];
+        let (most, who) = others.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).expect("BUG: three of them");
+        let explains = |waited: f64| self.slow_hz > 0.0 && waited >= enough;
+        if self.steal.is_some_and(|steal| steal > STEAL_MAX) {
+            Cause::Steal
+        } else if explains(self.waited_for_be) && self.waited_for_be >= most {
+            Cause::BeCpu
+        } else if self.effect.is_some_and(|effect| effect.z() >= Z_HELPS) {
+            Cause::BeCache
+        } else if self.throttled.is_some_and(|share| share >= THROTTLED) {
+            Cause::OwnQuota
+        } else if explains(most) {
+            who
+        } else if self.effect.is_some() {
+            // Neither waits nor BE: what is left is its own doing.
+            Cause::OwnLoad
+        } else {
+            Cause::Unknown
+        }
+    }
+}
+
+/// Who one victim waited for lately, in seconds, and how many slow ones it had. Both fade.
+#[derive(Clone, Debug, Default)]
+pub struct Waited {
+    by: BTreeMap<Culprit, f64>,
+    slow: f64,
+}
+
+impl Waited {
+    /// Lets what was heard fade.
+    pub fn fade(&mut self, elapsed: Duration) {
+        let kept = (-elapsed.div_duration_f64(FADES)).exp();
+        self.slow *= kept;
+        self.by.values_mut().for_each(|seconds| *seconds *= kept);
+    }
+
+    /// Adds slow ones.
+    pub fn add_slow(&mut self, slow: u64) {
+        self.slow += slow as f64;
+    }
+
+    /// Adds waits.
+    pub fn add(&mut self, culprit: Culprit, waited: Duration) {
+        *self.by.entry(culprit).or_default() += waited.as_secs_f64();
+    }
+
+    /// As evidence; `is_be` tells BE groups from LS groups.
+    pub fn evidence(&self, victim: GroupId, is_be: impl Fn(GroupId) -> bool) -> Evidence {
+        let scale = 1.0 / FADES.as_secs_f64();
+        let mut evidence = Evidence { slow_hz: self.slow * scale, ..Evidence::default() };
+        for (culprit, seconds) in &self.by {
+            let waited = match culprit {
+                Culprit::Group(group) if is_be(*group) => &mut evidence.waited_for_be,
+                Culprit::Group(group) if *group == victim => &mut evidence.waited_for_own,
+                Culprit::Group(_) => &mut evidence.waited_for_ls,
+                Culprit::Other | Culprit::Idle | Culprit::Unattributed => &mut evidence.waited_for_others,
+            };
+            *waited += seconds * scale;
+        }
+        evidence
+    }
+
+    /// Of these groups, those that it waited for most, until they cover most of the blame on all of them.
+    pub fn culprits(&self, among: impl Iterator<Item = GroupId>) -> Vec<GroupId> {
+        let mut blamed: Vec<(f64, GroupId)> = among.map(|group| (self.for_group(group), group)).collect();
+        blamed.retain(|(seconds, _)| *seconds > 0.0);
+        blamed.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let all: f64 = blamed.iter().map(|(seconds, _)| seconds).sum();
+        let mut covered = 0.0;
+        let mut found = Vec::new();
+        for (seconds, group) in blamed {
+            if covered >= CULPRITS * all {
+                break;
+            }
+            covered += seconds;
+            found.push(group);
+        }
+        found
+    }
+
+    /// Seconds waited for one group.
+    pub fn for_group(&self, group: GroupId) -> f64 {
+        self.by.get(&Culprit::Group(group)).copied().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signal::tally::Tally;
+
+    const THRESHOLD: Duration = Duration::from_millis(2);
+    const BAD: Evidence = Evidence {
+        slow_hz: 100.0,
+        waited_for_be: 0.01,
+        waited_for_own: 0.01,
+        waited_for_ls: 0.0,
+        waited_for_others: 0.0,
+        throttled: None,
+        steal: Some(0.0),
+        effect: None,
+    };
+
+    #[test]
+    fn each_cause_has_its_evidence() {
+        let tally = |slow| Tally { total: 1_000, slow };
+        let helped = Effect { with_be: tally(50), without_be: tally(5) };
+        let did_not_help = Effect { with_be: tally(50), without_be: tally(50) };
+        for (evidence, expected) in [
+            (BAD, Cause::Unknown),
+            (Evidence { waited_for_be: 0.3, ..BAD }, Cause::BeCpu),
+            (Evidence { waited_for_be: 0.3, waited_for_own: 0.9, ..BAD }, Cause::OwnLoad),
+            (Evidence { waited_for_own: 0.2, ..BAD }, Cause::OwnLoad),
+            (Evidence { waited_for_ls: 0.2, ..BAD }, Cause::OtherLs),
+            (Evidence { waited_for_others: 0.2, ..BAD }, Cause::System),
+            (Evidence { throttled: Some(0.3), ..BAD }, Cause::OwnQuota),
+            (Evidence { effect: Some(helped), ..BAD }, Cause::BeCache),
+            (Evidence { effect: Some(did_not_help), ..BAD }, Cause::OwnLoad),
+            (Evidence { steal: Some(0.2), waited_for_be: 0.3, ..BAD }, Cause::Steal),
+        ] {
+            assert_eq!(evidence.cause(THRESHOLD), expected, "{evidence:?}");
+        }
+    }
+
+    #[test]
+    fn the_worst_are_named_until_they_cover_most_of_the_blame() {
+        let mut waited = Waited::default();
+        for (group, ms) in [(1, 700), (2, 200), (3, 100), (9, 5_000)] {
+            waited.add(Culprit::Group(GroupId(group)), Duration::from_millis(ms));
+        }
+        let be = || [1, 2, 3, 4].into_iter().map(GroupId);
+        assert_eq!(waited.culprits(be()), [GroupId(1), GroupId(2)]);
+        waited.fade(Duration::from_secs(10));
+        assert!(waited.for_group(GroupId(1)) < 0.001);
+    }
+}

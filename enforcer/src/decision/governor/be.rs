@@ -1,0 +1,76 @@
+//! A BE group, as decisions see it.
+
+use std::time::Duration;
+
+use super::averaged;
+use crate::{
+    model::{CpuLimit, GroupId, GroupSnapshot, Lever, Levers, Restraint},
+    units::MilliCores,
+};
+
+/// The period of every quota. Measured: for the same mean, bursts that are kept together hurt LS least; with 10 ms
+/// every request meets one and the cache never recovers.
+const PERIOD_US: u64 = 1_000_000;
+/// "Stopped" in a trial: the smallest quota in the longest period, 0.1 % of one CPU. Quicker to end than a freeze, and
+/// no harm if the agent dies.
+pub const STOPPED: Restraint = Restraint::quota(CpuLimit { quota_us: Some(1_000), period_us: PERIOD_US });
+/// A quota is never used up to the last slice; this much more keeps the mean at the floor.
+const FLOOR_MARGIN: f64 = 1.05;
+/// BE that uses less than this many CPUs does not run.
+const RUNS_CORES: f64 = 0.02;
+/// Averages of usage forget with this time constant, demand with the longer one.
+const AVERAGE: Duration = Duration::from_secs(1);
+const DEMAND_FADES: Duration = Duration::from_secs(20);
+
+/// A BE group and what it is known to want.
+#[derive(Clone, Copy, Debug)]
+pub struct BeGroup {
+    pub id: GroupId,
+    floor: MilliCores,
+    pub exists: bool,
+    levers: Levers,
+    /// CPUs used, averaged.
+    pub usage: f64,
+    /// CPUs that it uses when nothing limits it, as last seen.
+    pub demand: f64,
+}
+
+impl BeGroup {
+    pub fn new(id: GroupId, floor: MilliCores) -> Self {
+        Self { id, floor, exists: false, levers: Levers::default(), usage: 0.0, demand: 0.0 }
+    }
+
+    /// Takes in a snapshot. `limited`: under a quota meanwhile, so that it cannot show what it wants.
+    pub fn observe(&mut self, group: &GroupSnapshot, elapsed: Duration, limited: bool) {
+        self.exists = group.cpu_cores.is_some();
+        self.levers = group.levers;
+        let cores = group.cpu_cores.unwrap_or_default();
+        self.usage = averaged(self.usage, cores, elapsed, AVERAGE);
+        if !limited {
+            self.demand = averaged(self.demand, self.usage, elapsed, DEMAND_FADES).max(self.usage);
+        }
+    }
+
+    pub fn runs(&self) -> bool {
+        self.usage >= RUNS_CORES
+    }
+
+    pub const fn has(&self, lever: Lever) -> bool {
+        self.levers.has(lever)
+    }
+
+    /// CPU that a squeeze to the floor would take from it.
+    pub fn above_floor(&self) -> f64 {
+        (self.demand - self.floor_kept()).max(0.0)
+    }
+
+    fn floor_kept(&self) -> f64 {
+        self.floor.cores() * FLOOR_MARGIN
+    }
+
+    /// The quota that leaves it `share` of what it wants above its floor; none for all of it.
+    pub fn quota(&self, share: f64) -> Option<CpuLimit> {
+        let cores = || self.floor_kept() + share * self.above_floor();
+        (share < 1.0).then(|| CpuLimit::of(MilliCores::from_cores(cores()), PERIOD_US))
+    }
+}

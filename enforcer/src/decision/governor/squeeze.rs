@@ -1,0 +1,126 @@
+//! A squeeze in force: who is held back, with which levers, and until when without another look.
+
+use std::time::Duration;
+
+use super::be::BeGroup;
+use crate::{
+    decision::{
+        hold::{Hold, Verdict},
+        plan::Proof,
+    },
+    model::{Lever, Restraint},
+    signal::tally::Tally,
+};
+
+/// How long BE is frozen while its quota takes hold. Tens of milliseconds at most: what is frozen may hold what LS waits
+/// for.
+const FREEZE: Duration = Duration::from_millis(20);
+/// How soon a squeeze must prove itself again, doubled each time it does.
+const VERIFY_MIN: Duration = Duration::from_secs(30);
+const VERIFY_MAX: Duration = Duration::from_mins(10);
+/// BE at its floor and the objective still missed for so long: fewer CPUs as well.
+const PIN_AFTER: Duration = Duration::from_secs(3);
+/// BE at its floor for so long is better off on another node.
+const EVICT_AFTER: Duration = Duration::from_mins(2);
+/// A squeeze is not given up earlier: what it does takes a moment to show.
+const TAKES_HOLD: Duration = Duration::from_secs(1);
+
+/// A squeeze.
+#[derive(Clone, Debug)]
+pub struct Squeeze {
+    pub hold: Hold,
+    /// Which objective it is for, by place.
+    pub watched: usize,
+    /// Which BE groups it holds back, by place, ascending.
+    pub who: Vec<usize>,
+    pub proof: Proof,
+    began: Duration,
+    frozen_until: Duration,
+    /// Since when BE has had its floor only.
+    floor_since: Option<Duration>,
+    /// Since when that has been in vain.
+    in_vain_since: Option<Duration>,
+    verify_at: Duration,
+    verify_after: Duration,
+}
+
+impl Squeeze {
+    pub fn start(now: Duration, hold: Hold, watched: usize, who: Vec<usize>, proof: Proof) -> Self {
+        Self {
+            hold,
+            watched,
+            who,
+            proof,
+            began: now,
+            frozen_until: Duration::ZERO,
+            floor_since: None,
+            in_vain_since: None,
+            verify_at: now + VERIFY_MIN,
+            verify_after: VERIFY_MIN,
+        }
+    }
+
+    /// Stops BE at once; the quota takes some milliseconds.
+    #[must_use]
+    pub fn frozen(mut self, now: Duration) -> Self {
+        self.frozen_until = now + FREEZE;
+        self
+    }
+
+    /// Proven once more.
+    #[must_use]
+    pub fn proven_again(mut self, now: Duration, proof: Proof) -> Self {
+        self.hold.restart(now);
+        self.proof = proof;
+        self.verify_after = (self.verify_after * 2).min(VERIFY_MAX);
+        self.verify_at = now + self.verify_after;
+        self.in_vain_since = None;
+        self
+    }
+
+    /// Takes in what was counted, per objective.
+    pub fn observe(
+        &mut self,
+        now: Duration,
+        load_hz: f64,
+        tallies: impl Iterator<Item = Option<Tally>>,
+    ) -> Verdict {
+        let verdict = self.hold.observe(now, load_hz, tallies);
+        let at_floor = self.hold.share() == 0.0;
+        self.floor_since = at_floor.then(|| self.floor_since.unwrap_or(now));
+        self.in_vain_since = self.hold.is_in_vain().then(|| self.in_vain_since.unwrap_or(now));
+        if self.in_vain_since == Some(now) && !matches!(self.proof, Proof::Trial(_)) {
+            // Only a trial can tell whether it would be worse without.
+            self.verify_at = now;
+        }
+        verdict
+    }
+
+    pub fn has_taken_hold(&self, now: Duration) -> bool {
+        now >= self.began + TAKES_HOLD
+    }
+
+    pub fn must_be_verified(&self, now: Duration) -> bool {
+        now >= self.verify_at && self.has_taken_hold(now)
+    }
+
+    /// What it does to one group. `cpus`: of the node.
+    pub fn restraint(&self, now: Duration, be: &BeGroup, cpus: u32) -> Restraint {
+        let pinned = self.in_vain_since.is_some_and(|since| now >= since + PIN_AFTER);
+        Restraint {
+            frozen: now < self.frozen_until && be.has(Lever::Freeze),
+            idle: be.has(Lever::Idle),
+            quota: be.quota(self.hold.share()).filter(|_| be.has(Lever::Quota)),
+            cpus: (pinned && be.has(Lever::Cpuset) && cpus > 1).then(|| cpus.div_ceil(2)),
+        }
+    }
+
+    /// When a freeze ends.
+    pub fn again_at(&self, now: Duration) -> Option<Duration> {
+        (now < self.frozen_until).then_some(self.frozen_until)
+    }
+
+    pub fn evicts(&self, now: Duration) -> bool {
+        self.floor_since.is_some_and(|since| now >= since + EVICT_AFTER)
+    }
+}

@@ -1,0 +1,135 @@
+//! An objective under watch.
+
+use std::time::Duration;
+
+use super::averaged;
+use crate::{
+    decision::{
+        alarm::Alarm,
+        cause::{Cause, Evidence, Waited},
+        plan::Objective,
+        trial::Effect,
+    },
+    model::{GroupId, Snapshot},
+    signal::tally::Tally,
+};
+
+/// Rates are averaged over this time for what takes seconds, and over the shorter one to see the load change.
+const AVERAGE: Duration = Duration::from_secs(1);
+const LOAD: Duration = Duration::from_millis(300);
+/// After a trial that did not help: how long until the next, doubled each time.
+const RETRY_MIN: Duration = Duration::from_secs(10);
+const RETRY_MAX: Duration = Duration::from_mins(5);
+/// BE that runs so much more than when a trial failed is tried again at once.
+const BE_GREW: f64 = 1.5;
+/// CPUs; less than this is no growth.
+const BE_GREW_MIN: f64 = 0.02;
+
+/// An objective, what was heard of it, and of whom its victim had to wait for.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    pub objective: Objective,
+    /// What was promised.
+    threshold: Duration,
+    pub alarm: Alarm,
+    waited: Waited,
+    throttled: Option<f64>,
+    steal: Option<f64>,
+    /// Requests or waits per second.
+    pub rate_hz: f64,
+    pub load_hz: f64,
+    pub heard_at: Duration,
+    retry: Option<Retry>,
+}
+
+/// A trial that did not help.
+#[derive(Clone, Copy, Debug)]
+pub struct Retry {
+    pub at: Duration,
+    pub effect: Effect,
+    after: Duration,
+    be_cores: f64,
+}
+
+impl Watched {
+    pub fn new(objective: Objective, threshold: Duration) -> Self {
+        Self {
+            objective,
+            threshold,
+            alarm: Alarm::default(),
+            waited: Waited::default(),
+            throttled: None,
+            steal: None,
+            rate_hz: 0.0,
+            load_hz: 0.0,
+            heard_at: Duration::ZERO,
+            retry: None,
+        }
+    }
+
+    /// What a snapshot says of it.
+    pub fn tally(&self, node: &Snapshot) -> Option<Tally> {
+        self.objective.signal.of(&node.groups[self.objective.victim.0])
+    }
+
+    /// Takes in a snapshot. `spoilt`: what was counted says nothing.
+    pub fn observe(&mut self, node: &Snapshot, elapsed: Duration, spoilt: bool) {
+        self.waited.fade(elapsed);
+        self.throttled = node.groups[self.objective.victim.0].throttled;
+        self.steal = node.steal;
+        let Some(tally) = self.tally(node) else { return };
+        let rate_hz = tally.total as f64 / elapsed.as_secs_f64().max(1e-3);
+        self.rate_hz = averaged(self.rate_hz, rate_hz, elapsed, AVERAGE);
+        self.load_hz = averaged(self.load_hz, rate_hz, elapsed, LOAD);
+        if tally.total > 0 {
+            self.heard_at = node.taken_at;
+        }
+        if spoilt {
+            return;
+        }
+        self.alarm.observe(tally, elapsed);
+        self.waited.add_slow(tally.slow);
+        for blame in node.blame.iter().filter(|blame| blame.victim == self.objective.victim) {
+            self.waited.add(blame.culprit, blame.waited);
+        }
+    }
+
+    /// Why it is missed, if it is, and what that rests on.
+    pub fn cause(&self, is_be: impl Fn(GroupId) -> bool) -> (Cause, Evidence) {
+        let evidence = Evidence {
+            throttled: self.throttled,
+            steal: self.steal,
+            effect: self.retry.map(|retry| retry.effect),
+            ..self.waited.evidence(self.objective.victim, is_be)
+        };
+        (evidence.cause(self.threshold), evidence)
+    }
+
+    /// Of these groups, those that the victim waited for.
+    pub fn culprits(&self, among: impl Iterator<Item = GroupId>) -> Vec<GroupId> {
+        self.waited.culprits(among)
+    }
+
+    /// Seconds that the victim waited lately for a group.
+    pub fn waited_for(&self, group: GroupId) -> f64 {
+        self.waited.for_group(group)
+    }
+
+    pub const fn retry(&self) -> Option<Retry> {
+        self.retry
+    }
+
+    /// A trial failed lately, and BE is about what it was.
+    pub fn waits_for_retry(&self, now: Duration, be_cores: f64) -> bool {
+        self.retry.is_some_and(|retry| now < retry.at && be_cores < retry.be_cores * BE_GREW + BE_GREW_MIN)
+    }
+
+    pub fn did_not_help(&mut self, now: Duration, effect: Effect, be_cores: f64) {
+        let after = self.retry.map_or(RETRY_MIN, |retry| (retry.after * 2).min(RETRY_MAX));
+        self.retry = Some(Retry { at: now + after, after, effect, be_cores });
+    }
+
+    pub const fn helped(&mut self) {
+        self.retry = None;
+    }
+}
