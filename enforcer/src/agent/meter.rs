@@ -368,6 +368,9 @@ impl Meter {
         for directory in &self.uncounted {
             ledger.groups[directory.group.0].cgroups_uncounted += 1;
         }
+        for (group, entry) in self.groups.iter().zip(&mut ledger.groups) {
+            entry.levers = group.levers;
+        }
         for (group, entry) in self.groups.iter_mut().zip(&mut ledger.groups) {
             let waits = std::mem::take(&mut group.waits);
             entry.cpu.add_ns(waits.on_cpu_ns);

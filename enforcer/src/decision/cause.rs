@@ -85,6 +85,12 @@ impl Cause {
     }
 }
 
+impl std::fmt::Display for Cause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.words())
+    }
+}
+
 /// One missed objective and why.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
@@ -123,7 +129,7 @@ impl Evidence {
         let explains = |waited: f64| self.slow_hz > 0.0 && waited >= enough;
         if self.steal.is_some_and(|steal| steal > STEAL_MAX) {
             Cause::Steal
-        } else if explains(self.waited_for_be) && self.waited_for_be >= most {
+        } else if explains(self.waited_for_be) && self.waited_for_be >= most / 2.0 {
             Cause::BeCpu
         } else if self.effect.is_some_and(|effect| effect.z() >= Z_HELPS) {
             Cause::BeCache

@@ -37,6 +37,9 @@ fn paragraph(decision: &Decision) -> String {
     for Change { group, before, after } in &decision.changes {
         detail(format!("{group}: {before} -> {after}"));
     }
+    if let Some(reaction) = decision.reaction {
+        detail(format!("{:.1} ms after the kernel told", reaction.took().as_secs_f64() * 1e3));
+    }
     if let Some(Outcome { after_seconds, slow_ratio, be_cores }) = decision.outcome {
         let slow = slow_ratio.map_or_else(String::new, |slow| format!("{:.1} % slow, ", slow * 100.0));
         detail(format!("in the {after_seconds:.0} s after it: {slow}BE used {be_cores:.2} cores"));

@@ -40,6 +40,13 @@ pub struct Reaction {
     pub in_force_at: Duration,
 }
 
+impl Reaction {
+    /// From the onset until the restraint was in force.
+    pub const fn took(self) -> Duration {
+        self.in_force_at.saturating_sub(self.onset_at)
+    }
+}
+
 /// One decision, as `/v1/decisions` serves it. Times in seconds, CPU in cores.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
@@ -169,7 +176,7 @@ fn victim(objective: Objective, ledger: &Ledger) -> Victim {
     let threshold = group.slo.threshold(objective.signal);
     let durations = durations(objective, group);
     let p99 = durations.and_then(|durations| durations.recent_counts().quantile(0.99));
-    let waited = |time: &Time| time.recent().as_secs_f64() / ledger.window().as_secs_f64().max(1e-9);
+    let waited = |time: &Time| time.recent().as_secs_f64() / ledger.window().as_secs_f64().max(1.0);
     let worst = group.blame.iter().max_by_key(|(_, time)| time.recent());
     Victim {
         name: group.name.clone(),

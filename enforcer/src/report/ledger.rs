@@ -8,9 +8,12 @@ use enforcer_ebpf::layout::{CULPRIT_IDLE, CULPRIT_OTHER, CULPRIT_UNATTRIBUTED, D
 
 use super::history::{History, NewPlan};
 use crate::{
-    decision::plan::{Plan, Reason},
+    decision::{
+        cause::Cause,
+        plan::{Plan, Reason},
+    },
     kernel::support::{Sizes, WaitSource},
-    model::Restraint,
+    model::{GroupId, Levers, Restraint},
     policy::{Class, Policy, Slo},
     signal::{histogram::Counts, tally::Tally},
     units::MilliCores,
@@ -43,6 +46,13 @@ impl Durations {
         self.tally += tally;
         self.recent[0].counts.add(counts);
         self.recent[0].tally += tally;
+    }
+
+    /// Adds one.
+    pub fn record(&mut self, duration: Duration) {
+        let mut counts = Counts::default();
+        counts.record(duration);
+        self.add(&counts, duration, Tally { total: 1, slow: 0 });
     }
 
     /// Counts of the recent window.
@@ -115,6 +125,12 @@ pub struct GroupLedger {
     pub restraint: Option<Restraint>,
     /// Time under a restraint of enforcer's.
     pub restrained: Duration,
+    /// What it can be held back with.
+    pub levers: Levers,
+    /// Had its floor only for so long that it is better off on another node.
+    pub evict: bool,
+    /// Why it misses an objective, if it does.
+    pub cause: Option<Cause>,
 }
 
 /// Everything that is reported.
@@ -147,6 +163,8 @@ pub struct Ledger {
     /// The first snapshot was taken and the loop runs.
     pub ready: bool,
     pub history: History,
+    /// From an onset to the restraint in force.
+    pub reactions: Durations,
     turned_at: Duration,
     window_began: [Duration; 2],
 }
@@ -176,6 +194,9 @@ impl Ledger {
                 blame: BTreeMap::new(),
                 restraint: None,
                 restrained: Duration::ZERO,
+                levers: Levers::default(),
+                evict: false,
+                cause: None,
             }
         };
         Self {
@@ -201,6 +222,7 @@ impl Ledger {
             request_latency_missing,
             ready: false,
             history: History::default(),
+            reactions: Durations::default(),
             turned_at: Duration::ZERO,
             window_began: [Duration::ZERO; 2],
         }
@@ -214,7 +236,14 @@ impl Ledger {
             Reason::LABELS.iter().position(|known| *known == label).expect("BUG: LABELS lacks a label");
         self.reason_time[place] += elapsed;
         for (index, group) in self.groups.iter_mut().enumerate() {
-            group.restraint = plan.restraints.get(&crate::model::GroupId(index)).copied();
+            let id = GroupId(index);
+            group.evict = plan.evict.contains(&id);
+            group.cause = plan
+                .verdicts
+                .iter()
+                .find(|verdict| verdict.objective.victim == id)
+                .map(|verdict| verdict.cause);
+            group.restraint = plan.restraints.get(&id).copied();
             if group.restraint.is_some() {
                 group.restrained += elapsed;
             }
@@ -227,6 +256,11 @@ impl Ledger {
         let mut history = std::mem::take(&mut self.history);
         for change in changes {
             history.note(change, self);
+            // What was only noted took no writing.
+            let acted = change.before != change.plan.restraints;
+            if let Some(reaction) = change.reaction.filter(|_| acted) {
+                self.reactions.record(reaction.took());
+            }
         }
         history.judge(now, self);
         self.history = history;

@@ -12,7 +12,7 @@ use prometheus::{
 };
 
 use super::ledger::{Durations, GroupLedger, Ledger};
-use crate::{decision::plan::Reason, signal::histogram::Counts};
+use crate::{decision::plan::Reason, model::Lever, policy::Class, signal::histogram::Counts};
 
 /// Media type of [`render`]'s text.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -90,6 +90,17 @@ fn node(ledger: &Ledger) -> Vec<MetricFamily> {
             "enforcer_shadow",
             "1 in shadow mode, in which nothing is written",
             [sample([], f64::from(u8::from(ledger.shadow)))],
+        ),
+        counter(
+            "enforcer_early_ticks_total",
+            "Looks at the node that an onset of trouble asked for",
+            [sample([], ledger.early_ticks as f64)],
+        ),
+        family(
+            "enforcer_reaction_seconds",
+            "From an onset of trouble in the kernel to the restraint in force",
+            MetricType::HISTOGRAM,
+            vec![histogram_of([], &ledger.reactions)],
         ),
         counter("enforcer_ticks_total", "Looks at the node", [sample([], ledger.ticks as f64)]),
         gauge(
@@ -224,7 +235,7 @@ fn groups(ledger: &Ledger) -> Vec<MetricFamily> {
         gauge(
             "enforcer_cpu_floor_cores",
             "CPU that a BE group keeps under any squeeze",
-            each(|group| (group.class == crate::policy::Class::BE).then(|| group.floor.cores())),
+            each(|group| (group.class == Class::BE).then(|| group.floor.cores())),
         ),
         gauge(
             "enforcer_cpu_limit_cores",
@@ -236,6 +247,28 @@ fn groups(ledger: &Ledger) -> Vec<MetricFamily> {
             "Time that a group was held back by enforcer, by whatever lever",
             each(|group| Some(group.restrained.as_secs_f64())),
         ),
+        gauge(
+            "enforcer_lever_available",
+            "Whether a BE group can be held back with a lever",
+            levers(ledger, |group, lever| group.levers.has(lever)),
+        ),
+        gauge(
+            "enforcer_lever_pulled",
+            "Whether a BE group is held back with a lever",
+            levers(ledger, |group, lever| group.restraint.is_some_and(|restraint| restraint.uses(lever))),
+        ),
+        gauge(
+            "enforcer_eviction_wanted",
+            "Whether a BE group had its floor only for so long that it is better off on another node",
+            each(|group| (group.class == Class::BE).then(|| f64::from(group.evict))),
+        ),
+        gauge(
+            "enforcer_cause",
+            "1 for the cause for which a group misses an objective; absent while it misses none",
+            groups.iter().filter_map(|group| {
+                Some(sample([("group", group.name.as_str()), ("cause", group.cause?.label())], 1.0))
+            }),
+        ),
     ]
 }
 
@@ -246,6 +279,17 @@ fn objectives(group: &GroupLedger) -> impl Iterator<Item = Metric> {
     ];
     slo.into_iter().filter_map(|(signal, objective)| {
         Some(sample([("group", group.name.as_str()), ("signal", signal)], objective?.as_secs_f64()))
+    })
+}
+
+fn levers(ledger: &Ledger, is_so: fn(&GroupLedger, Lever) -> bool) -> impl Iterator<Item = Metric> {
+    let be = ledger.groups.iter().filter(|group| group.class == Class::BE);
+    be.flat_map(move |group| {
+        let sample_of = move |lever: Lever| {
+            let labels = [("group", group.name.as_str()), ("lever", lever.label())];
+            sample(labels, f64::from(is_so(group, lever)))
+        };
+        Lever::ALL.into_iter().map(sample_of)
     })
 }
 
@@ -309,12 +353,14 @@ fn durations<'a>(
     groups: impl Iterator<Item = (&'a GroupLedger, &'a Durations)>,
 ) -> MetricFamily {
     let heard = groups.filter(|(_, durations)| !durations.counts.is_empty());
-    let metrics = heard.map(|(group, durations)| {
-        let mut metric = Metric::from_label(vec![pair(("group", &group.name))]);
-        metric.set_histogram(histogram(&durations.counts, durations.sum));
-        metric
-    });
+    let metrics = heard.map(|(group, durations)| histogram_of([("group", &group.name)], durations));
     family(name, help, MetricType::HISTOGRAM, metrics.collect())
+}
+
+fn histogram_of<const N: usize>(labels: [(&str, &str); N], durations: &Durations) -> Metric {
+    let mut metric = Metric::from_label(labels.map(pair).into());
+    metric.set_histogram(histogram(&durations.counts, durations.sum));
+    metric
 }
 
 fn histogram(counts: &Counts, sum: Duration) -> Histogram {

@@ -8,7 +8,11 @@ use super::{
     ledger::{Durations, GroupLedger, Ledger},
     metrics::Process,
 };
-use crate::{model::Restraint, policy::Class};
+use crate::{
+    decision::cause::Cause,
+    model::{Lever, Restraint},
+    policy::Class,
+};
 
 /// One look at the agent. All times in seconds, all CPU in cores, over the recent window where not said otherwise.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,6 +55,12 @@ pub struct GroupStatus {
     pub blame_seconds_total: Vec<(String, f64)>,
     /// What enforcer holds the group back with now.
     pub restraint: Option<Restraint>,
+    /// What it could be held back with.
+    pub levers: Vec<Lever>,
+    /// Why it misses an objective, if it does.
+    pub cause: Option<Cause>,
+    /// Had its floor only for so long that it is better off on another node.
+    pub evict: bool,
     /// The CPU that its quota leaves it.
     pub limit_cores: Option<f64>,
     pub floor_cores: Option<f64>,
@@ -120,6 +130,9 @@ impl GroupStatus {
                 .map(|(&column, time)| named(column, time.total()))
                 .collect(),
             restraint: group.restraint,
+            levers: Lever::ALL.into_iter().filter(|&lever| group.levers.has(lever)).collect(),
+            cause: group.cause,
+            evict: group.evict,
             limit_cores: group.restraint.and_then(|restraint| restraint.cores()),
             floor_cores: (group.class == Class::BE).then(|| group.floor.cores()),
         }

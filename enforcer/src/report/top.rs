@@ -30,7 +30,7 @@ const COLUMNS: [(&str, u16); 11] = [
     ("WAIT P50", 8),
     ("WAIT P99", 8),
     ("WAITED FOR", 22),
-    ("LIMIT", 10),
+    ("CAUSE/LIMIT", 18),
 ];
 
 fn status_of(agent: SocketAddr) -> Result<Status> {
@@ -161,11 +161,16 @@ fn cells(group: &GroupStatus) -> [String; COLUMNS.len()] {
         time(group.waits.p50_seconds),
         time(group.waits.p99_seconds),
         culprit,
-        group.limit_cores.map_or_else(|| "-".to_owned(), |cores| format!("{cores:.2}")),
+        // LS: what it suffers from; BE: what holds it back.
+        match (group.cause, group.restraint) {
+            (Some(cause), _) => cause.label().to_owned(),
+            (None, Some(restraint)) => restraint.to_string(),
+            (None, None) => "-".to_owned(),
+        },
     ]
 }
 
-/// Percentiles beyond their objective stand out, as does a limit.
+/// Percentiles beyond their objective stand out, as does what holds BE back.
 fn styles(group: &GroupStatus) -> [Style; COLUMNS.len()] {
     let mut styles = [Style::new(); COLUMNS.len()];
     if group.class == Class::LS {
@@ -183,7 +188,7 @@ fn styles(group: &GroupStatus) -> [Style; COLUMNS.len()] {
     if missed(&group.waits) {
         styles[8] = alarm;
     }
-    if group.limit_cores.is_some() {
+    if group.restraint.is_some() {
         styles[10] = Style::new().fg(Color::Yellow);
     }
     styles

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use enforcer_ebpf::histogram::{BUCKETS, Histogram, lower_bound_ns};
+use enforcer_ebpf::histogram::{BUCKETS, Histogram, bucket_of, lower_bound_ns};
 
 /// Durations counted per bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +20,11 @@ impl Counts {
         for ((sum, new), old) in self.0.iter_mut().zip(new).zip(old) {
             *sum += u64::from(new.wrapping_sub(*old));
         }
+    }
+
+    /// Counts one.
+    pub fn record(&mut self, duration: Duration) {
+        self.0[bucket_of(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))] += 1;
     }
 
     /// Adds all of `other`.
@@ -98,7 +103,6 @@ impl Counts {
 
 #[cfg(test)]
 mod tests {
-    use enforcer_ebpf::histogram::bucket_of;
     use proptest::prelude::*;
 
     use super::*;
