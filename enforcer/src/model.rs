@@ -73,9 +73,13 @@ impl Levers {
         Self(self.0 | 1 << lever as u8)
     }
 
+    /// All of them.
+    pub const ALL: Self = Self((1 << Lever::ALL.len()) - 1);
+
+    /// Those in both.
     #[must_use]
-    pub const fn without(self, lever: Lever) -> Self {
-        Self(self.0 & !(1 << lever as u8))
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
     }
 
     pub const fn has(self, lever: Lever) -> bool {
@@ -225,6 +229,20 @@ impl Restraint {
     /// CPUs' worth of time that the quota leaves; `None` without one.
     pub fn cores(&self) -> Option<f64> {
         self.quota?.cores()
+    }
+}
+
+/// A word that names no lever.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no lever: freeze, idle, quota and cpuset are")]
+pub struct NoLever(String);
+
+impl std::str::FromStr for Lever {
+    type Err = NoLever;
+
+    fn from_str(text: &str) -> Result<Self, NoLever> {
+        let found = Self::ALL.into_iter().find(|lever| lever.label() == text);
+        found.ok_or_else(|| NoLever(text.to_owned()))
     }
 }
 

@@ -324,9 +324,10 @@ impl Agent {
             }
         }
         for group in regrouped {
-            if self.policy.groups[group.0].class == Class::BE {
+            let policy = &self.policy.groups[group.0];
+            if policy.class == Class::BE {
                 let levers = levers::of(group, &self.meter, self.tree.mounts());
-                self.meter.set_levers(group, levers);
+                self.meter.set_levers(group, levers.and(policy.levers));
             }
         }
     }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 use super::{Class, Group, Policy, Slo};
-use crate::{cgroup::pattern::Pattern, units::MilliCores};
+use crate::{cgroup::pattern::Pattern, model::Levers, units::MilliCores};
 
 /// Kept by BE groups whose policy says nothing.
 const DEFAULT_FLOOR: MilliCores = MilliCores(100);
@@ -41,6 +41,7 @@ struct GroupEntry {
     cgroups: Spanned<Vec<Spanned<String>>>,
     slo: Option<Spanned<SloEntry>>,
     floor: Option<Spanned<String>>,
+    levers: Option<Spanned<Vec<Spanned<String>>>>,
 }
 
 #[derive(Deserialize)]
@@ -130,7 +131,26 @@ fn group(entry: &GroupEntry) -> Result<(Group, Vec<u64>), Wrong> {
             return Err(wrong(floor, what));
         }
     };
-    Ok((Group { name: name.clone(), class: entry.class, patterns, slo, floor }, lines))
+    let levers = levers_of(entry)?;
+    Ok((Group { name: name.clone(), class: entry.class, patterns, slo, floor, levers }, lines))
+}
+
+fn levers_of(entry: &GroupEntry) -> Result<Levers, Wrong> {
+    let name = &entry.name.value;
+    match (entry.class, &entry.levers) {
+        (_, None) => Ok(Levers::ALL),
+        (Class::BE, Some(levers)) => {
+            levers.value.iter().try_fold(Levers::default(), |levers, text| match text.value.parse() {
+                Ok(lever) => Ok(levers.with(lever)),
+                Err(err) => Err(wrong(text, format!("group {name:?}: {err}"))),
+            })
+        }
+        (Class::LS, Some(levers)) => {
+            let what =
+                format!("group {name:?} is LS, which is never held back: remove the levers, or make it BE");
+            Err(wrong(levers, what))
+        }
+    }
 }
 
 fn slo_of(group: &str, entry: &SloEntry) -> Result<Slo, Wrong> {
@@ -225,6 +245,7 @@ mod tests {
         assert_eq!(names, [("web", Class::LS), ("batch", Class::BE)]);
         assert_eq!(policy.groups[0].slo.request_latency_p99, Some(Duration::from_millis(5)));
         assert_eq!(policy.groups[1].floor, MilliCores(200));
+        assert_eq!(policy.groups[1].levers, Levers::ALL, "the example shows the default");
         assert_eq!(policy.cgroups_max, DEFAULT_CGROUPS, "the example shows the defaults");
     }
 
@@ -240,6 +261,8 @@ mod tests {
             (format!("{ls}  floor: 1\n"), 5, "never limited"),
             (format!("{be}  floor: 64\n"), 5, "the node has 4: lower them"),
             (format!("{be}  floor: much\n"), 5, "write cores (0.5)"),
+            (format!("{be}  levers: [quota, crowbar]\n"), 5, "`crowbar` is no lever: freeze, idle"),
+            (format!("{ls}  levers: [quota]\n"), 5, "never held back"),
             (format!("{be}  slo: {{ runQueueWait: {{ p99: 1ms }} }}\n"), 5, "remove the slo"),
             (format!("{ls}- name: job\n  class: BE\n  cgroups:\n  - batch\n  - web/*\n"), 9, "(line 4)"),
             (format!("{ls}- name: web\n  class: BE\n  cgroups: [job]\n"), 5, "rename one"),

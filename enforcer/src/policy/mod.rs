@@ -10,7 +10,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{cgroup::pattern::Pattern, model::Signal, units::MilliCores};
+use crate::{
+    cgroup::pattern::Pattern,
+    model::{Levers, Signal},
+    units::MilliCores,
+};
 
 /// The commented example that `enforcer agent --print-policy` prints.
 pub const EXAMPLE: &str = include_str!("example.yaml");
@@ -60,6 +64,8 @@ pub struct Group {
     pub slo: Slo,
     /// CPU that a BE group keeps under any squeeze; unused for LS.
     pub floor: MilliCores,
+    /// What a BE group may be held back with, where it works; unused for LS.
+    pub levers: Levers,
 }
 
 /// A checked policy.

@@ -42,6 +42,7 @@ fn policy(be_groups: usize) -> Policy {
         patterns: Vec::new(),
         slo,
         floor: MilliCores::from_cores(FLOOR_CORES),
+        levers: Levers::ALL,
     };
     let slo = Slo { request_latency_p99: Some(Duration::from_millis(5)), run_queue_wait_p99: None };
     let mut groups = vec![group("web", Class::LS, slo)];
