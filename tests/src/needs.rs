@@ -17,6 +17,8 @@ pub enum Need {
     V1Cpu,
     Ipv6,
     TwoCpus,
+    /// Directories that run only where nobody else wants the CPU.
+    CpuIdle,
 }
 
 impl Need {
@@ -31,6 +33,7 @@ impl Need {
             Self::SchedInfo => (has_sched_info(), "a kernel without CONFIG_SCHED_INFO"),
             Self::V1Cpu => (is_hybrid_or_v1(), "no v1 cpu hierarchy"),
             Self::Ipv6 => (Path::new("/proc/net/if_inet6").exists(), "no IPv6"),
+            Self::CpuIdle => (has_cpu_idle(), "a kernel without cpu.idle (Linux 5.15)"),
             Self::TwoCpus => {
                 (std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1), "one CPU")
             }
@@ -41,6 +44,12 @@ impl Need {
 
 fn has_sched_info() -> bool {
     Support::of_running_kernel(false).is_ok_and(|support| support.wait_source == WaitSource::SchedInfo)
+}
+
+fn has_cpu_idle() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap_or_default());
+    (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default()) >= (5, 15)
 }
 
 fn is_hybrid_or_v1() -> bool {

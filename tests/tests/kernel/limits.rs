@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::SocketAddr,
     process::Stdio,
     thread::sleep,
     time::{Duration, Instant},
@@ -14,101 +13,13 @@ use enforcer::{
     report::history::{Change, Decision},
 };
 use enforcer_rig::{
-    process::{Process, piped, workload, workload_in},
-    sandbox::{Group, Sandbox},
+    process::{Process, workload_in},
+    sandbox::Sandbox,
 };
 use enforcer_tests::agent::{Agent, Files, PATIENCE, enforcer};
 use rustix::process::Signal;
 
-/// How soon the owner's values must be back after a crash. An emulated CPU is given more time: `ENFORCER_TEST_SLOWNESS`
-/// times as much.
-const RESTORED_WITHIN: Duration = Duration::from_secs(1);
-
-/// An LS server under load, and a BE antagonist that takes the same CPUs with the same weight: it hurts whatever the
-/// kernel's scheduler does.
-struct Scene {
-    // In the order in which they are taken down.
-    client: Process,
-    server: Process,
-    antagonist: Option<Process>,
-    ls: Group,
-    be: Group,
-    files: Files,
-    sandbox: Sandbox,
-}
-
-impl Scene {
-    fn new(name: &str) -> Result<Self> {
-        let sandbox = Sandbox::new("enforcer-test")?;
-        let (ls, be) = (sandbox.group("ls", 1024)?, sandbox.group("be", 1024)?);
-        let mut command = workload_in(&ls)?;
-        command.args(["serve", "--steps", "0", "--memory-mib", "1", "--spin-us", "300"]);
-        let mut server = Process::start("the server", piped(&mut command))?;
-        let address: SocketAddr = server.first_line()?.parse()?;
-        let mut command = workload()?;
-        command.args(["load", "--to", &address.to_string(), "--rate", "400", "--seconds", "3600"]);
-        let client = Process::start("the client", command.stdin(Stdio::null()).stdout(Stdio::null()))?;
-        Ok(Self { client, server, antagonist: None, ls, be, files: Files::new(name)?, sandbox })
-    }
-
-    fn policy(&self) -> String {
-        format!(
-            "groups:\n- name: web\n  class: LS\n  cgroups: [{0}/ls]\n  slo: {{ requestLatency: {{ p99: 2ms }} }}\n\
-             - name: batch\n  class: BE\n  cgroups: [{0}/be]\n  floor: 100m\n",
-            self.sandbox.path()
-        )
-    }
-
-    /// A limit that is not the kernel's default, so that restoring the default would be noticed.
-    fn set_owners_limit(&self) -> Result<String> {
-        let directory = self.be.cpu_directory();
-        if directory.join("cpu.max").exists() {
-            fs::write(directory.join("cpu.max"), "1900000 1000000")?;
-        } else {
-            fs::write(directory.join("cpu.cfs_period_us"), "1000000")?;
-            fs::write(directory.join("cpu.cfs_quota_us"), "1900000")?;
-        }
-        self.be.cpu_limit()
-    }
-
-    fn wait_until_restored(&self, owners: &str, begun: Instant) -> Result<Duration> {
-        loop {
-            let found = self.be.cpu_limit()?;
-            if found == owners {
-                return Ok(begun.elapsed());
-            }
-            ensure!(
-                begun.elapsed() < RESTORED_WITHIN * slowness(),
-                "not restored after {:?}: {found}",
-                begun.elapsed()
-            );
-            sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn start_antagonist(&mut self) -> Result<()> {
-        let mut command = workload_in(&self.be)?;
-        // Twice as many threads as CPUs: no CPU is ever free.
-        let threads = std::thread::available_parallelism()?.get() * 2;
-        command.args(["antagonist", "cpu-spin", "--threads", &threads.to_string()]);
-        let antagonist =
-            Process::start("the antagonist", command.stdin(Stdio::null()).stdout(Stdio::null()))?;
-        self.antagonist = Some(antagonist);
-        Ok(())
-    }
-
-    /// Lets BE hurt until the agent squeezes it.
-    fn squeezed(&mut self) -> Result<Agent> {
-        self.squeezed_by(&[])
-    }
-
-    fn squeezed_by(&mut self, options: &[&str]) -> Result<Agent> {
-        let mut agent = Agent::start(&self.files, &self.policy(), options)?;
-        self.start_antagonist()?;
-        agent.wait_for("BE is squeezed", |agent| Ok(agent.status()?.reason == "squeeze"))?;
-        Ok(agent)
-    }
-}
+use crate::scene::{Scene, report, rounds};
 
 pub fn squeeze() -> Result<()> {
     let mut scene = Scene::new("squeeze")?;
@@ -200,11 +111,7 @@ pub fn guardian_after_kill() -> Result<()> {
         agent.process.terminate(PATIENCE)?;
         scene.antagonist = None;
     }
-    println!(
-        "{} times, restored within {:?} at most",
-        took.len(),
-        took.iter().max().copied().unwrap_or_default()
-    );
+    report(&took);
     Ok(())
 }
 
@@ -228,30 +135,12 @@ pub fn guardian_after_stop() -> Result<()> {
     }
     agent.stop()?;
     ensure!(scene.be.cpu_limit()? == owners, "{}", scene.be.cpu_limit()?);
-    println!(
-        "{} times, restored within {:?} at most",
-        took.len(),
-        took.iter().max().copied().unwrap_or_default()
-    );
+    report(&took);
     Ok(())
 }
 
 fn revocations(agent: &Agent) -> Result<f64> {
     agent.metric("enforcer_lease_revocations_total")
-}
-
-fn slowness() -> u32 {
-    number("ENFORCER_TEST_SLOWNESS").unwrap_or(1)
-}
-
-/// How often to try what must work every time.
-fn rounds() -> u32 {
-    number("ENFORCER_TEST_ROUNDS").unwrap_or(2)
-}
-
-/// A number from the environment.
-fn number(variable: &str) -> Option<u32> {
-    std::env::var(variable).ok()?.parse().ok()
 }
 
 pub fn shadow() -> Result<()> {

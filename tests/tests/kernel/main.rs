@@ -1,11 +1,13 @@
 //! The probes and the agent on the kernel that runs this test: this host's, or that of a virtual machine.
 
+mod levers;
 mod limits;
 mod requests;
+mod scene;
 mod waits;
 
 use enforcer_tests::needs::{
-    Need::{Ipv6, Probes, Root, SchedInfo, TwoCpus, V1Cpu},
+    Need::{CpuIdle, Ipv6, Probes, Root, SchedInfo, TwoCpus, V1Cpu},
     trial,
 };
 use libtest_mimic::Arguments;
@@ -65,6 +67,14 @@ fn main() {
             "a_v1_parent_is_squeezed_below_its_childrens_limits",
             &[Root, Probes, V1Cpu, TwoCpus],
             limits::v1_children,
+        ),
+        trial("be_runs_idle_only_and_gets_its_weight_back", &[Root, Probes, TwoCpus, CpuIdle], levers::idle),
+        trial("a_blamed_be_is_frozen_for_a_moment_and_squeezed", &[Root, Probes, TwoCpus], levers::freeze),
+        trial("be_is_thawed_when_the_agent_is_killed", &[Root, Probes, TwoCpus], levers::killed_while_frozen),
+        trial(
+            "be_is_thawed_when_the_agent_is_stopped",
+            &[Root, Probes, TwoCpus],
+            levers::stopped_while_frozen,
         ),
         trial("a_thousand_cgroups_come_and_go_without_a_trace", &[Root, Probes], limits::churn),
     ];

@@ -1,0 +1,142 @@
+//! An LS server, a BE antagonist and an agent between them.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    process::Stdio,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use enforcer_rig::{
+    process::{Process, piped, workload, workload_in},
+    sandbox::{Group, Sandbox},
+};
+use enforcer_tests::agent::{Agent, Files};
+
+/// How soon the owner's values must be back after a crash. An emulated CPU is given more time: `ENFORCER_TEST_SLOWNESS`
+/// times as much.
+const RESTORED_WITHIN: Duration = Duration::from_secs(1);
+
+/// An LS server under load, and a BE antagonist that takes the same CPUs with the same weight: it hurts whatever the
+/// kernel's scheduler does.
+pub struct Scene {
+    // In the order in which they are taken down.
+    pub client: Process,
+    pub server: Process,
+    pub antagonist: Option<Process>,
+    pub ls: Group,
+    pub be: Group,
+    pub files: Files,
+    sandbox: Sandbox,
+}
+
+impl Scene {
+    pub fn new(name: &str) -> Result<Self> {
+        let sandbox = Sandbox::new("enforcer-test")?;
+        let (ls, be) = (sandbox.group("ls", 1024)?, sandbox.group("be", 1024)?);
+        let mut command = workload_in(&ls)?;
+        command.args(["serve", "--steps", "0", "--memory-mib", "1", "--spin-us", "300"]);
+        let mut server = Process::start("the server", piped(&mut command))?;
+        let address: SocketAddr = server.first_line()?.parse()?;
+        let mut command = workload()?;
+        command.args(["load", "--to", &address.to_string(), "--rate", "400", "--seconds", "3600"]);
+        let client = Process::start("the client", command.stdin(Stdio::null()).stdout(Stdio::null()))?;
+        Ok(Self { client, server, antagonist: None, ls, be, files: Files::new(name)?, sandbox })
+    }
+
+    /// Quotas only, whatever else this host offers.
+    pub fn policy(&self) -> String {
+        self.policy_with("quota")
+    }
+
+    /// A policy with these levers.
+    pub fn policy_with(&self, levers: &str) -> String {
+        format!(
+            "groups:\n- name: web\n  class: LS\n  cgroups: [{0}/ls]\n  slo: {{ requestLatency: {{ p99: 2ms }} }}\n\
+             - name: batch\n  class: BE\n  cgroups: [{0}/be]\n  floor: 100m\n  levers: [{levers}]\n",
+            self.sandbox.path()
+        )
+    }
+
+    /// A limit that is not the kernel's default, so that restoring the default would be noticed.
+    pub fn set_owners_limit(&self) -> Result<String> {
+        let directory = self.be.cpu_directory();
+        if directory.join("cpu.max").exists() {
+            fs::write(directory.join("cpu.max"), "1900000 1000000")?;
+        } else {
+            fs::write(directory.join("cpu.cfs_period_us"), "1000000")?;
+            fs::write(directory.join("cpu.cfs_quota_us"), "1900000")?;
+        }
+        self.be.cpu_limit()
+    }
+
+    /// Waits until the owner's quota is back. How long it took.
+    pub fn wait_until_restored(&self, owners: &str, begun: Instant) -> Result<Duration> {
+        wait_until_back(begun, owners, || self.be.cpu_limit())
+    }
+
+    pub fn start_antagonist(&mut self) -> Result<()> {
+        let mut command = workload_in(&self.be)?;
+        // Twice as many threads as CPUs: no CPU is ever free.
+        let threads = std::thread::available_parallelism()?.get() * 2;
+        command.args(["antagonist", "cpu-spin", "--threads", &threads.to_string()]);
+        let antagonist =
+            Process::start("the antagonist", command.stdin(Stdio::null()).stdout(Stdio::null()))?;
+        self.antagonist = Some(antagonist);
+        Ok(())
+    }
+
+    /// Lets BE hurt until the agent squeezes it.
+    pub fn squeezed(&mut self) -> Result<Agent> {
+        self.squeezed_by(&[])
+    }
+
+    pub fn squeezed_by(&mut self, options: &[&str]) -> Result<Agent> {
+        let mut agent = Agent::start(&self.files, &self.policy(), options)?;
+        self.start_antagonist()?;
+        agent.wait_for("BE is squeezed", |agent| Ok(agent.status()?.reason == "squeeze"))?;
+        Ok(agent)
+    }
+}
+
+/// Waits until the owner's value is found again. How long it took.
+pub fn wait_until_back(
+    begun: Instant,
+    owners: &str,
+    mut found: impl FnMut() -> Result<String>,
+) -> Result<Duration> {
+    loop {
+        let found = found()?;
+        if found == owners {
+            return Ok(begun.elapsed());
+        }
+        ensure!(
+            begun.elapsed() < RESTORED_WITHIN * slowness(),
+            "not restored after {:?}: {found}",
+            begun.elapsed()
+        );
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// Says how long something took that was done several times.
+pub fn report(took: &[Duration]) {
+    let longest = took.iter().max().copied().unwrap_or_default();
+    println!("{} times, restored within {longest:?} at most", took.len());
+}
+
+fn slowness() -> u32 {
+    number("ENFORCER_TEST_SLOWNESS").unwrap_or(1)
+}
+
+/// How often to try what must work every time.
+pub fn rounds() -> u32 {
+    number("ENFORCER_TEST_ROUNDS").unwrap_or(2)
+}
+
+/// A number from the environment.
+fn number(variable: &str) -> Option<u32> {
+    std::env::var(variable).ok()?.parse().ok()
+}
