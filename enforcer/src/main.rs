@@ -142,6 +142,9 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
     // A small program gains nothing from huge pages, and one alone would double its memory.
     rustix::thread::disable_transparent_huge_pages(true).ok();
+    if matches!(cli.command, Command::Agent(_) | Command::Guardian { .. }) {
+        go_first();
+    }
     let result = match cli.command {
         Command::Agent(args) => run_agent(args),
         Command::Top { once: true, json, agent } => top::once(agent, json),
@@ -166,6 +169,13 @@ fn main() -> ExitCode {
             eprintln!("enforcer: {err:#}");
             ExitCode::from(2)
         }
+    }
+}
+
+/// Those who end a squeeze or begin one must not queue behind it. Both sleep nearly all of the time.
+fn go_first() {
+    if let Err(err) = rustix::process::setpriority_process(None, -20) {
+        tracing::debug!(%err, "runs at ordinary priority");
     }
 }
 

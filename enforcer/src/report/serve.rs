@@ -78,6 +78,8 @@ pub fn serve(address: SocketAddr, shared: Shared) -> std::io::Result<SocketAddr>
         axum::serve(listener, routes).await
     };
     std::thread::Builder::new().name("http".to_owned()).spawn(move || {
+        // Only the loop is in a hurry.
+        rustix::process::setpriority_process(None, 0).ok();
         if let Err(err) = runtime.block_on(server) {
             tracing::error!(%err, "the HTTP server ended");
         }
