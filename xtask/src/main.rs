@@ -3,7 +3,6 @@
 mod bench;
 mod build;
 mod demo;
-mod interrupt;
 mod lint;
 mod programs;
 mod setup;
@@ -14,6 +13,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use enforcer_rig::interrupt;
 
 /// Chores of the project.
 #[derive(Parser)]

@@ -2,20 +2,12 @@
 
 use std::{
     fmt::Write as _,
-    fs,
-    net::SocketAddr,
     path::PathBuf,
-    process::Stdio,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
-use enforcer_rig::{
-    address,
-    process::{Process, exec_in},
-    sandbox::Sandbox,
-};
-use rustix::process::Signal;
+use anyhow::{Result, ensure};
+use enforcer_rig::{agent::Agent, interrupt, sandbox::Sandbox};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -53,31 +45,21 @@ fn row(args: &Args, groups: usize) -> Result<Value> {
     eprintln!("{groups} groups: watching the agent for {} s", args.seconds);
     let sandbox = Sandbox::new("enforcer-bench")?;
     let made: Vec<_> = (0..groups).map(|n| sandbox.group(&format!("g{n}"), 1024)).collect::<Result<_>>()?;
-    let state = std::env::temp_dir().join(format!("enforcer-bench-{}", std::process::id()));
-    fs::create_dir_all(&state)?;
-    let policy = state.join("policy.yaml");
-    fs::write(&policy, policy_text(&sandbox, groups)?)?;
-    let address = address::free()?;
-    let mut command = exec_in(None, Signal::TERM, &args.agent)?;
-    command
-        .args(["agent", "--listen", &address.to_string(), "--policy"])
-        .arg(&policy)
-        .arg("--state-dir")
-        .arg(&state);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).env("ENFORCER_LOG", "warn");
-    let mut agent = Process::start("the agent", &mut command)?;
+    let directory = tempfile::Builder::new().prefix("enforcer-bench-").tempdir()?;
+    let mut agent = Agent::start(&args.agent, directory.path(), &policy_text(&sandbox, groups)?, None, &[])?;
 
-    let before = wait_for(address, groups)?;
+    let before = wait_for(&mut agent, groups)?;
     let begun = Instant::now();
     let mut resident_bytes = 0;
     while begun.elapsed() < Duration::from_secs(args.seconds) {
-        std::thread::sleep(Duration::from_secs(5).min(Duration::from_secs(args.seconds)));
-        resident_bytes = status(address)?.agent_resident_bytes.max(resident_bytes);
+        interrupt::sleep(Duration::from_secs(5).min(Duration::from_secs(args.seconds)))?;
+        agent.check()?;
+        resident_bytes = agent.status::<Status>()?.agent_resident_bytes.max(resident_bytes);
     }
     let seconds = begun.elapsed().as_secs_f64();
-    let cpu_percent = (status(address)?.agent_cpu_seconds - before.agent_cpu_seconds) / seconds * 100.0;
-    ensure!(agent.terminate(Duration::from_secs(5))?.success(), "the agent failed");
-    fs::remove_dir_all(&state)?;
+    let cpu_percent =
+        (agent.status::<Status>()?.agent_cpu_seconds - before.agent_cpu_seconds) / seconds * 100.0;
+    agent.end(None)?;
     drop(made);
     let rss_mib = resident_bytes as f64 / f64::from(1 << 20);
     Ok(json!({ "groups": groups, "cpu_percent": cpu_percent, "rss_mib": rss_mib }))
@@ -100,20 +82,16 @@ fn policy_text(sandbox: &Sandbox, groups: usize) -> Result<String> {
 }
 
 /// The status once every group is counted.
-fn wait_for(address: SocketAddr, groups: usize) -> Result<Status> {
+fn wait_for(agent: &mut Agent, groups: usize) -> Result<Status> {
     let until = Instant::now() + Duration::from_secs(30);
     loop {
-        if let Ok(status) = status(address)
+        agent.check()?;
+        if let Ok(status) = agent.status::<Status>()
             && status.groups.iter().filter(|group| group.cgroups > 0).count() == groups
         {
             return Ok(status);
         }
         ensure!(Instant::now() < until, "the agent does not count all {groups} groups after 30 s");
-        std::thread::sleep(Duration::from_millis(100));
+        interrupt::sleep(Duration::from_millis(100))?;
     }
-}
-
-fn status(address: SocketAddr) -> Result<Status> {
-    let answer = minreq::get(format!("http://{address}/v1/status")).with_timeout(5).send();
-    Ok(answer.context("the agent does not answer")?.json()?)
 }

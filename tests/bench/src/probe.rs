@@ -17,7 +17,7 @@ use enforcer::{
         support::{Sizes, Support, WaitSource},
     },
 };
-use enforcer_rig::sandbox::Sandbox;
+use enforcer_rig::{interrupt, sandbox::Sandbox};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::{Value, json};
 
@@ -94,6 +94,7 @@ fn measure_all(args: &Args, hierarchy: Hierarchy, inode: u64) -> Result<[Vec<f64
     let mut times = [const { Vec::new() }; 5];
     ping_pong(args.round_trips)?;
     for round in 0..args.rounds {
+        interrupt::check()?;
         eprintln!("round {} of {}", round + 1, args.rounds);
         for (variant, times) in VARIANTS.into_iter().zip(&mut times) {
             let attached = attach(variant, hierarchy, inode)?;

@@ -9,21 +9,23 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use hdrhistogram::Histogram;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use serde::{Deserialize, Serialize};
 
-use crate::protocol::Protocol;
-
-/// Length of the windows in [`Report::windows`].
-const WINDOW: Duration = Duration::from_millis(500);
+pub use crate::measured::{Report, Window};
+use crate::{
+    arrivals::{Arrivals, Profile},
+    measured::Measured,
+    protocol::Protocol,
+};
 
 /// How to load a server.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Load {
-    /// Requests per second.
-    #[arg(long, default_value_t = 1_000.0)]
-    pub rate: f64,
+    #[command(flatten)]
+    pub profile: Profile,
+    /// Ask again on each connection as soon as it is answered, whatever the rate: what the server can do at most.
+    #[arg(long)]
+    pub saturate: bool,
     /// Connections. A request that finds them all busy waits, and its latency counts that.
     #[arg(long, default_value_t = 32)]
     pub connections: usize,
@@ -39,27 +41,9 @@ pub struct Load {
     /// What the server speaks.
     #[arg(long, value_enum, default_value_t = Protocol::Echo)]
     pub protocol: Protocol,
-}
-
-/// What was measured.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Report {
-    pub requests: u64,
-    pub p50_us: f64,
-    pub p90_us: f64,
-    pub p99_us: f64,
-    pub max_us: f64,
-    pub windows: Vec<Window>,
-}
-
-/// Half a second of it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Window {
-    /// End, in seconds after the measurement began.
-    pub at_seconds: f64,
-    pub requests: u64,
-    pub p50_us: f64,
-    pub p99_us: f64,
+    /// Count requests that take longer than this, in microseconds.
+    #[arg(long)]
+    pub slo_us: Option<f64>,
 }
 
 struct Connection {
@@ -75,27 +59,33 @@ struct Connection {
 /// Where the server refuses connections or ends one.
 pub fn run(to: SocketAddr, load: Load) -> Result<Report> {
     let mut client = Client::connect(to, load)?;
-    let mut random = fastrand::Rng::with_seed(load.seed);
-    let begin = Instant::now() + Duration::from_secs_f64(load.warm_up_seconds);
+    let total = Duration::from_secs_f64(load.warm_up_seconds + load.seconds);
+    let mut arrivals = Arrivals::new(load.profile, total, load.seed);
+    let start = Instant::now();
+    let begin = start + Duration::from_secs_f64(load.warm_up_seconds);
     let end = begin + Duration::from_secs_f64(load.seconds);
-    let mut measured = Measured::new(begin)?;
-    let mut next = Instant::now();
+    let slo = load.slo_us.map(|us| Duration::from_secs_f64(us / 1e6));
+    let mut measured = Measured::new(begin, slo)?;
+    if load.saturate {
+        (0..load.connections).try_for_each(|_| client.send(start))?;
+    }
     loop {
         let now = Instant::now();
         if now >= end {
-            return Ok(measured.report());
+            return measured.report(end, client.unanswered());
         }
-        while next <= now {
-            client.send(next)?;
-            // Exponential gaps make a Poisson process.
-            next += Duration::from_secs_f64(-(1.0 - random.f64()).ln() / load.rate);
+        while !load.saturate && start + arrivals.next() <= now {
+            client.send(start + arrivals.next())?;
+            arrivals.advance();
         }
+        let next = if load.saturate { end } else { start + arrivals.next() };
         client.receive(next.min(end), &mut measured)?;
     }
 }
 
 struct Client {
     protocol: Protocol,
+    saturates: bool,
     request: Vec<u8>,
     connections: Vec<Connection>,
     idle: Vec<usize>,
@@ -117,6 +107,7 @@ impl Client {
         let connections = (0..load.connections).map(connect).collect::<Result<Vec<_>>>()?;
         Ok(Self {
             protocol: load.protocol,
+            saturates: load.saturate,
             request: load.protocol.request(),
             idle: (0..connections.len()).collect(),
             connections,
@@ -155,12 +146,20 @@ impl Client {
                 let now = Instant::now();
                 measured.add(now, now - intended)?;
                 self.idle.push(index);
-                if let Some(intended) = self.waiting.pop_front() {
+                if let Some(intended) = self.waiting.pop_front().or(self.saturates.then_some(now)) {
                     self.send(intended)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// When the requests that have not been answered should have been sent.
+    fn unanswered(&self) -> impl Iterator<Item = Instant> {
+        self.connections
+            .iter()
+            .filter_map(|connection| connection.intended)
+            .chain(self.waiting.iter().copied())
     }
 }
 
@@ -181,58 +180,5 @@ impl Connection {
         }
         self.received.clear();
         Ok(self.intended.take())
-    }
-}
-
-struct Measured {
-    begin: Instant,
-    window_end: Instant,
-    all: Histogram<u64>,
-    window: Histogram<u64>,
-    windows: Vec<Window>,
-}
-
-impl Measured {
-    fn new(begin: Instant) -> Result<Self> {
-        // Nanoseconds, three digits, up to a minute.
-        let histogram = || Histogram::new_with_bounds(1, 60_000_000_000, 3);
-        Ok(Self {
-            begin,
-            window_end: begin + WINDOW,
-            all: histogram()?,
-            window: histogram()?,
-            windows: Vec::new(),
-        })
-    }
-
-    fn add(&mut self, now: Instant, latency: Duration) -> Result<()> {
-        while now >= self.window_end {
-            self.windows.push(Window {
-                at_seconds: (self.window_end - self.begin).as_secs_f64(),
-                requests: self.window.len(),
-                p50_us: self.window.value_at_quantile(0.5) as f64 / 1e3,
-                p99_us: self.window.value_at_quantile(0.99) as f64 / 1e3,
-            });
-            self.window.reset();
-            self.window_end += WINDOW;
-        }
-        if now >= self.begin {
-            let ns = u64::try_from(latency.as_nanos())?.max(1);
-            self.all.saturating_record(ns);
-            self.window.saturating_record(ns);
-        }
-        Ok(())
-    }
-
-    fn report(self) -> Report {
-        let quantile = |quantile| self.all.value_at_quantile(quantile) as f64 / 1e3;
-        Report {
-            requests: self.all.len(),
-            p50_us: quantile(0.5),
-            p90_us: quantile(0.9),
-            p99_us: quantile(0.99),
-            max_us: self.all.max() as f64 / 1e3,
-            windows: self.windows,
-        }
     }
 }

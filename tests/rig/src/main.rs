@@ -67,6 +67,9 @@ enum Command {
         /// Count work here.
         #[arg(long, value_name = "FILE")]
         work: Option<PathBuf>,
+        /// Make files here. Default: the directory for temporary files.
+        #[arg(long, value_name = "DIR")]
+        directory: Option<PathBuf>,
     },
     /// Become another program.
     Exec {
@@ -98,9 +101,9 @@ fn main() -> Result<()> {
             println!("{}", serde_json::to_string(&client::run(to, load)?)?);
             Ok(())
         }
-        Command::Antagonist { kind, threads, work } => {
+        Command::Antagonist { kind, threads, work, directory } => {
             let work = work.map_or_else(Work::private, |path| Work::open(&path))?;
-            kind.run(threads, &work)
+            kind.run(threads, &directory.unwrap_or_else(std::env::temp_dir), &work)
         }
         Command::Exec { program, arguments } => {
             let error = std::process::Command::new(&program).args(arguments).exec();

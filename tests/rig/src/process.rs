@@ -101,7 +101,15 @@ impl Process {
 
     /// Whether the child still runs.
     pub fn is_running(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+        matches!(self.ended(), Ok(None))
+    }
+
+    /// How the child ended, if it has.
+    ///
+    /// # Errors
+    /// Where the kernel does not tell.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     /// Sends a signal.
@@ -118,10 +126,14 @@ impl Process {
     /// # Errors
     /// Where it does not.
     pub fn terminate(&mut self, patience: Duration) -> Result<ExitStatus> {
+        // One that has ended has no id any more.
+        if let Some(status) = self.ended()? {
+            return Ok(status);
+        }
         self.signal(Signal::TERM).ok();
         let until = Instant::now() + patience;
         loop {
-            if let Some(status) = self.child.try_wait()? {
+            if let Some(status) = self.ended()? {
                 return Ok(status);
             }
             if Instant::now() >= until {

@@ -82,6 +82,11 @@ impl Sandbox {
         &self.name
     }
 
+    /// Where v2 is mounted.
+    pub fn v2_mount(&self) -> Option<&Path> {
+        self.hosts.v2.as_deref()
+    }
+
     /// Makes a group. `weight`: cpu.shares on v1; on v2 the weight that runc makes of it.
     ///
     /// # Errors
@@ -144,6 +149,21 @@ impl Group {
         read("cpu.max")
     }
 
+    /// Limits CPU time to so many cores, on average over a period.
+    ///
+    /// # Errors
+    /// Where the kernel refuses.
+    pub fn set_cpu_limit(&self, cores: f64, period: Duration) -> Result<()> {
+        let directory = self.cpu_directory();
+        let quota_us = (period.as_secs_f64() * 1e6 * cores).round();
+        let period_us = period.as_micros();
+        if self.hosts.v1_cpu.is_some() {
+            set(&directory.join("cpu.cfs_period_us"), &period_us.to_string())?;
+            return set(&directory.join("cpu.cfs_quota_us"), &quota_us.to_string());
+        }
+        set(&directory.join("cpu.max"), &format!("{quota_us} {period_us}"))
+    }
+
     /// CPU time used so far, by the kernel's own account.
     ///
     /// # Errors
@@ -197,12 +217,12 @@ impl Drop for Sandbox {
     }
 }
 
-fn make(directory: &Path) -> Result<()> {
+pub(crate) fn make(directory: &Path) -> Result<()> {
     fs::create_dir_all(directory)
         .with_context(|| format!("cannot make the cgroup {}: run as root", directory.display()))
 }
 
-fn set(file: &Path, value: &str) -> Result<()> {
+pub(crate) fn set(file: &Path, value: &str) -> Result<()> {
     fs::write(file, value).with_context(|| format!("cannot write {value} to {}", file.display()))
 }
 
@@ -219,7 +239,7 @@ fn processes_in(directories: &[PathBuf]) -> Vec<u32> {
 
 /// Removes a directory of ours with everything in it. Whoever runs there was started by us, since nobody else knows the
 /// directory.
-fn remove(directory: &Path) {
+pub(crate) fn remove(directory: &Path) {
     let children = fs::read_dir(directory).into_iter().flatten().flatten();
     for child in children.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
         remove(&child.path());
@@ -245,7 +265,7 @@ fn remove(directory: &Path) {
 }
 
 /// What a process that was killed could not remove.
-fn remove_leftovers(mount: &Path, prefix: &str) {
+pub(crate) fn remove_leftovers(mount: &Path, prefix: &str) {
     for entry in fs::read_dir(mount).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let pid = name.to_str().and_then(|name| name.strip_prefix(prefix)?.strip_prefix('-'));

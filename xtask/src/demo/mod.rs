@@ -8,11 +8,10 @@ mod results;
 mod scene;
 mod table;
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use enforcer_rig::antagonist::Antagonist;
-use indicatif::{ProgressBar, ProgressStyle};
+use enforcer_rig::{antagonist::Antagonist, progress::Progress};
 
 use self::{
     results::{Phase, Results},
@@ -75,13 +74,14 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let mut results = Results::new(&scene, args.rounds);
     let phases = args.rounds * antagonists.len() * Phase::ALL.len();
-    let progress = Progress::new(phases, Duration::from_secs(u64::from(args.seconds + args.warm_up)));
+    println!("{phases} phases of {} s each", args.seconds + args.warm_up + 1);
+    let progress = Progress::new(phases);
     for round in 0..args.rounds {
         for &be in &antagonists {
             run_round(&scene, round, be, &mut results, &progress)?;
         }
     }
-    progress.finish();
+    drop(progress);
     print!("{}", table::render(&results));
     let (page, json) = (out.join("report.html"), out.join("report.json"));
     fs::write(&json, serde_json::to_string_pretty(&results.to_json())?)?;
@@ -93,7 +93,7 @@ pub fn run(args: &Args) -> Result<()> {
 fn run_round(scene: &Scene, round: usize, be: Be, results: &mut Results, progress: &Progress) -> Result<()> {
     let mut in_kernel_p99 = [None; 2];
     for phase in Phase::ALL {
-        progress.begin(round, be, phase);
+        progress.begin(format!("round {}, {}: {}", round + 1, be.name(), phase.title()));
         let slo = match phase {
             Phase::Alone | Phase::Stock => None,
             Phase::Enforced => {
@@ -104,53 +104,20 @@ fn run_round(scene: &Scene, round: usize, be: Be, results: &mut Results, progres
         if let Some(measured) = in_kernel_p99.get_mut(phase as usize) {
             *measured = run.in_kernel_p99;
         }
-        progress.done(round, be, phase, &run);
+        progress.done(&summary(round, be, phase, &run));
         results.add(be, phase, run);
     }
     Ok(())
 }
 
-/// What is going on: a bar on a terminal, a line per phase elsewhere.
-struct Progress(ProgressBar);
-
-impl Progress {
-    fn new(phases: usize, each: Duration) -> Self {
-        let bar = ProgressBar::new(phases as u64);
-        let style =
-            ProgressStyle::with_template("[{pos}/{len}] {bar:24} {msg} ({elapsed} so far, about {eta} left)");
-        bar.set_style(style.expect("BUG: a bad template"));
-        bar.enable_steady_tick(Duration::from_millis(500));
-        println!("{phases} phases of {} s each", each.as_secs() + 1);
-        Self(bar)
-    }
-
-    fn begin(&self, round: usize, be: Be, phase: Phase) {
-        self.0.set_message(format!("round {}, {}: {}", round + 1, be.name(), phase.title()));
-    }
-
-    fn say(&self, message: &str) {
-        if self.0.is_hidden() {
-            println!("{message}");
-        } else {
-            self.0.println(message);
-        }
-    }
-
-    fn done(&self, round: usize, be: Be, phase: Phase, run: &Measured) {
-        let line = format!(
-            "round {} {:<14} {:<9} LS p50 {:>6.2} ms, p99 {:>6.2} ms; BE {:.2} cores",
-            round + 1,
-            be.name(),
-            phase.name(),
-            run.client.p50_us / 1e3,
-            run.client.p99_us / 1e3,
-            run.be_cores
-        );
-        self.say(&line);
-        self.0.inc(1);
-    }
-
-    fn finish(&self) {
-        self.0.finish_and_clear();
-    }
+fn summary(round: usize, be: Be, phase: Phase, run: &Measured) -> String {
+    format!(
+        "round {} {:<14} {:<9} LS p50 {:>6.2} ms, p99 {:>6.2} ms; BE {:.2} cores",
+        round + 1,
+        be.name(),
+        phase.name(),
+        run.client.p50_us / 1e3,
+        run.client.p99_us / 1e3,
+        run.be_cores
+    )
 }

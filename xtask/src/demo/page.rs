@@ -1,11 +1,10 @@
 //! The results as one HTML page with plots, which needs nothing else to be looked at.
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
+use enforcer_rig::page::{Area, BLUE, GREEN, RED, YELLOW, escape, html, svg};
 use plotters::{
-    coord::Shift,
     prelude::{
-        AreaSeries, ChartBuilder, DrawingArea, IntoDrawingArea as _, IntoFont as _, LineSeries, PathElement,
-        RGBColor, SVGBackend, SeriesLabelPosition,
+        AreaSeries, ChartBuilder, IntoFont as _, LineSeries, PathElement, RGBColor, SeriesLabelPosition,
     },
     style::{Color as _, TextStyle, WHITE},
 };
@@ -18,13 +17,6 @@ use super::{
 
 /// Of one plot, in pixels.
 const SIZE: (u32, u32) = (560, 230);
-/// Colours that are told apart with any kind of colour vision (P. Tol, "bright").
-const BLUE: RGBColor = RGBColor(68, 119, 170);
-const RED: RGBColor = RGBColor(238, 102, 119);
-const GREEN: RGBColor = RGBColor(34, 136, 51);
-const YELLOW: RGBColor = RGBColor(180, 150, 20);
-
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// One line of a plot: its name, colour and points.
 type Line = (&'static str, RGBColor, Vec<(f64, f64)>);
@@ -34,20 +26,13 @@ pub fn render(results: &Results) -> Result<String> {
     for comparison in &results.comparisons {
         sections += &section(comparison)?;
     }
-    Ok(format!(
-        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>enforcer demo</title>\n<style>\n\
-         body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 1760px; margin: 2em auto; padding: 0 1em; color: #222 }}\n\
-         pre {{ background: #f6f6f4; padding: 1em; overflow-x: auto; font-size: 13px }}\n\
-         .row {{ display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .6em }}\n\
-         .row svg {{ width: 100%; height: auto }}\n\
-         h3 {{ margin: .8em 0 .1em; font-size: 15px }}\n\
-         .why {{ color: #555; margin: .2em 0 }}\n\
-         </style>\n<h1>enforcer demo</h1>\n\
-         <p>A latency-sensitive server (LS) beside best-effort work (BE): alone; with the weights of stock Kubernetes; with \
+    let body = format!(
+        "<p>A latency-sensitive server (LS) beside best-effort work (BE): alone; with the weights of stock Kubernetes; with \
          enforcer. The client sends by a Poisson process and counts latency from the intended time.</p>\n\
-         <pre>{}</pre>\n{sections}</html>\n",
+         <pre>{}</pre>\n{sections}",
         escape(&table::render(results))
-    ))
+    );
+    Ok(html("enforcer demo", 3, &body))
 }
 
 fn section(comparison: &Comparison) -> Result<String> {
@@ -70,7 +55,8 @@ fn section(comparison: &Comparison) -> Result<String> {
         ] {
             html += "<div class=\"row\">";
             for (phase, run) in shown() {
-                html += &plot(&format!("{} — {title}", phase.title()), max * 1.08, &lines(run))?;
+                let title = format!("{} — {title}", phase.title());
+                html += &svg(SIZE, |area| draw(area, &title, max * 1.08, &lines(run)))?;
             }
             html += "</div>\n";
         }
@@ -117,14 +103,6 @@ fn blame(run: &Measured) -> Vec<Line> {
     vec![("blame", RED, measured.map(|sample| (sample.at_seconds, sample.blame)).collect())]
 }
 
-fn plot(title: &str, y_max: f64, lines: &[Line]) -> Result<String> {
-    let mut svg = String::new();
-    let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-    draw(&area, title, y_max, lines).map_err(|err| anyhow!("cannot draw {title:?}: {err}"))?;
-    drop(area);
-    Ok(svg)
-}
-
 fn draw(area: &Area<'_>, title: &str, y_max: f64, lines: &[Line]) -> Result<(), Box<dyn std::error::Error>> {
     let x_max = lines.iter().flat_map(|(_, _, points)| points).map(|(x, _)| *x).fold(1.0, f64::max);
     area.fill(&WHITE)?;
@@ -165,8 +143,4 @@ fn draw(area: &Area<'_>, title: &str, y_max: f64, lines: &[Line]) -> Result<(), 
         .draw()?;
     area.present()?;
     Ok(())
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

@@ -1,5 +1,6 @@
 //! Everything that was measured, and its medians.
 
+use enforcer_rig::spread::Spread;
 use serde_json::{Map, Value, json};
 
 use super::scene::{Be, Measured, Scene};
@@ -48,29 +49,6 @@ pub struct Results {
     pub rate: f64,
     pub seconds: u32,
     pub floor_cores: f64,
-}
-
-/// A median with the least and the greatest value.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Spread {
-    pub median: f64,
-    pub min: f64,
-    pub max: f64,
-}
-
-impl Spread {
-    /// Of one value at least.
-    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
-        let mut values: Vec<f64> = values.into_iter().collect();
-        values.sort_by(f64::total_cmp);
-        let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 {
-            values[middle]
-        } else {
-            f64::midpoint(values[middle - 1], values[middle])
-        };
-        Self { median, min: values[0], max: values[values.len() - 1] }
-    }
 }
 
 impl Results {
@@ -178,16 +156,5 @@ impl Comparison {
             "agent_resident_bytes": runs.iter().map(|run| run.agent_resident_bytes).max(),
             "explanations": runs.iter().map(|run| &run.explanation).collect::<Vec<_>>(),
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_median_of_an_even_number_lies_between_the_middle_two() {
-        assert_eq!(Spread::of([4.0, 1.0, 3.0, 2.0]), Spread { median: 2.5, min: 1.0, max: 4.0 });
-        assert!((Spread::of([9.0, 1.0, 5.0]).median - 5.0).abs() < f64::EPSILON);
     }
 }

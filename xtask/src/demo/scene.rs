@@ -4,17 +4,21 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use enforcer_rig::{
     address,
+    agent::{self, Agent, wait_until},
     antagonist::Antagonist,
-    client,
-    process::{Process, exec_in, piped, workload, workload_in},
+    arrivals::Profile,
+    cast::{self, BE_SHARES, LS_SHARES},
+    client::{self, Load},
+    interrupt,
+    process::{Process, exec_in},
     protocol::Protocol,
     sandbox::{Group, Sandbox},
     work::Work,
@@ -23,15 +27,9 @@ use rustix::process::Signal;
 use serde::Deserialize;
 
 use super::results::Phase;
-use crate::{interrupt, programs::find};
+use crate::programs::find;
 
-/// cpu.shares of the LS group: a pod that requests one CPU.
-const LS_SHARES: u32 = 1024;
-/// cpu.shares of kubelet's BestEffort directory.
-const BE_SHARES: u32 = 2;
 const SAMPLE: Duration = Duration::from_millis(500);
-/// Until a server listens or an agent is ready.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The latency-sensitive server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -81,6 +79,8 @@ impl ValueEnum for Be {
             Self::Builtin(Antagonist::MemoryStream),
             Self::Builtin(Antagonist::CpuSpin),
             Self::Builtin(Antagonist::ForkStorm),
+            Self::Builtin(Antagonist::CacheThrash),
+            Self::Builtin(Antagonist::PageCache),
             Self::StressNg,
         ]
     }
@@ -98,9 +98,7 @@ impl ValueEnum for Be {
 impl Be {
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Builtin(Antagonist::MemoryStream) => "memory-stream",
-            Self::Builtin(Antagonist::CpuSpin) => "cpu-spin",
-            Self::Builtin(Antagonist::ForkStorm) => "fork-storm",
+            Self::Builtin(antagonist) => antagonist.name(),
             Self::StressNg => "stress-ng",
         }
     }
@@ -108,9 +106,7 @@ impl Be {
     /// What one unit of its work is.
     pub const fn unit(self) -> &'static str {
         match self {
-            Self::Builtin(Antagonist::MemoryStream) => "MiB/s",
-            Self::Builtin(Antagonist::CpuSpin) => "million additions/s",
-            Self::Builtin(Antagonist::ForkStorm) => "processes/s",
+            Self::Builtin(antagonist) => antagonist.unit(),
             Self::StressNg => "not counted",
         }
     }
@@ -121,9 +117,7 @@ impl Be {
         let [alone, stock] = in_kernel_p99;
         match self {
             Self::Builtin(Antagonist::CpuSpin) => Some(stock?.mul_f64(1.2)),
-            Self::Builtin(Antagonist::MemoryStream | Antagonist::ForkStorm) | Self::StressNg => {
-                Some(alone?.mul_f64(1.15))
-            }
+            Self::Builtin(_) | Self::StressNg => Some(alone?.mul_f64(1.15)),
         }
     }
 }
@@ -209,30 +203,25 @@ impl Scene {
         let ls_group = sandbox.group("ls", LS_SHARES)?;
         let be_group = sandbox.group("be", BE_SHARES)?;
         let (mut server, address) = self.start_server(&ls_group)?;
-        let (mut agent, agent_address) = self.start_agent(&sandbox, slo)?;
+        let mut agent = self.start_agent(&sandbox, slo)?;
         let work_path = self.out.join("work");
         fs::remove_file(&work_path).ok();
         let work = Work::open(&work_path)?;
         let _be = (phase != Phase::Alone).then(|| self.start_be(be, &be_group, &work_path)).transpose()?;
 
-        let mut client = self.client_command(address, seed)?;
-        let client = Process::start("the client", piped(&mut client))?;
+        let client = cast::client(address, &self.load(seed))?;
         let begun = Instant::now();
-        let mut watch = Watch { group: &be_group, work: &work, agent: agent_address, points: Vec::new() };
+        let mut watch = Watch { group: &be_group, work: &work, points: Vec::new() };
         let total = Duration::from_secs(u64::from(self.seconds + self.warm_up));
         while begun.elapsed() + SAMPLE / 2 < total {
             interrupt::sleep(SAMPLE)?;
-            if !agent.is_running() {
-                bail!("the agent ended during the demo; its log is {}", self.out.join("agent.log").display());
-            }
-            watch.look(begun)?;
+            agent.check()?;
+            watch.look(begun, &agent.status()?)?;
         }
         let client: client::Report = serde_json::from_str(&client.output()?)?;
-        let status = watch.status()?;
+        let status: Status = agent.status()?;
         let measured = watch.measured(client, &status, slo, f64::from(self.warm_up));
-        let ended = agent.terminate(Duration::from_secs(5))?;
-        anyhow::ensure!(ended.success(), "the agent ended with {ended}");
-        check_restored(&be_group)?;
+        agent.end(Some(&be_group))?;
         // Asked, not killed: nginx takes its workers along.
         server.terminate(Duration::from_secs(5))?;
         if phase == Phase::Enforced {
@@ -244,10 +233,7 @@ impl Scene {
 
     fn start_server(&self, group: &Group) -> Result<(Process, SocketAddr)> {
         if self.ls == Ls::Builtin {
-            let mut command = workload_in(group)?;
-            let mut server = Process::start("the LS server", piped(command.arg("serve")))?;
-            let address = server.first_line()?.parse()?;
-            return Ok((server, address));
+            return cast::server(group);
         }
         let address = address::free()?;
         let port = address.port();
@@ -286,73 +272,36 @@ impl Scene {
     }
 
     /// The agent enforces `slo`, or watches only.
-    fn start_agent(&self, sandbox: &Sandbox, slo: Option<Duration>) -> Result<(Process, SocketAddr)> {
-        let policy = self.out.join("policy.yaml");
-        let promise = slo.map_or(String::new(), |slo| {
-            format!("  slo: {{ requestLatency: {{ p99: {}us }} }}\n", slo.as_micros())
-        });
-        let text = format!(
-            "groups:\n- name: ls\n  class: LS\n  cgroups: [{path}/ls]\n{promise}\
-             - name: be\n  class: BE\n  cgroups: [{path}/be]\n  floor: {floor}m\n",
-            path = sandbox.path(),
-            floor = self.floor_milli_cores
-        );
-        fs::write(&policy, text)?;
-        let address = address::free()?;
-        let mut command = exec_in(None, Signal::TERM, &self.agent)?;
-        command.args(["agent", "--policy", path_text(&policy)?, "--listen", &address.to_string()]);
-        command.args(["--state-dir", path_text(&self.out.join("state"))?]);
-        if slo.is_none() {
-            command.arg("--shadow");
-        }
-        let log = fs::File::options().create(true).append(true).open(self.out.join("agent.log"))?;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let mut agent = Process::start("the agent", &mut command)?;
-        wait_until("the agent is ready", || {
-            if !agent.is_running() {
-                bail!("the agent does not start; its log is {}", self.out.join("agent.log").display());
-            }
-            let ready = minreq::get(format!("http://{address}/readyz")).with_timeout(1).send();
-            Ok(ready.is_ok_and(|answer| answer.status_code == 200))
-        })?;
-        Ok((agent, address))
+    fn start_agent(&self, sandbox: &Sandbox, slo: Option<Duration>) -> Result<Agent> {
+        let arguments: &[&str] = if slo.is_none() { &["--shadow"] } else { &[] };
+        let policy = agent::policy(sandbox, slo, self.floor_milli_cores);
+        Agent::start(&self.agent, &self.out, &policy, Some(&self.out.join("agent.log")), arguments)
     }
 
     fn start_be(&self, be: Be, group: &Group, work: &Path) -> Result<Process> {
-        let threads = std::thread::available_parallelism()?.to_string();
-        let mut command = match be {
-            Be::Builtin(antagonist) => {
-                let name = antagonist.to_possible_value().context("BUG: a hidden antagonist")?;
-                let mut command = workload_in(group)?;
-                command.args(["antagonist", name.get_name(), "--threads", &threads, "--work"]).arg(work);
-                command
-            }
-            Be::StressNg => {
-                let path = find("stress-ng")
-                    .context("stress-ng is not installed: run `cargo xtask setup` as root")?;
-                let mut command = exec_in(Some(group), Signal::KILL, &path)?;
-                command.args(["--stream", &threads, "--temp-path", path_text(&self.out)?, "--quiet"]);
-                command
-            }
+        let Be::Builtin(antagonist) = be else {
+            let path =
+                find("stress-ng").context("stress-ng is not installed: run `cargo xtask setup` as root")?;
+            let mut command = exec_in(Some(group), Signal::KILL, &path)?;
+            let threads = std::thread::available_parallelism()?.to_string();
+            command.args(["--stream", &threads, "--temp-path", path_text(&self.out)?, "--quiet"]);
+            command.stdin(Stdio::null()).stdout(Stdio::null());
+            return Process::start(be.name(), &mut command);
         };
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        Process::start(be.name(), &mut command)
+        cast::antagonist(antagonist, group, &[], work)
     }
 
-    fn client_command(&self, address: SocketAddr, seed: u64) -> Result<Command> {
-        let mut command = workload()?;
-        let protocol = self.ls.protocol().to_possible_value().context("BUG: a hidden protocol")?;
-        command.args([
-            "load",
-            "--real-time",
-            "--to",
-            &address.to_string(),
-            "--protocol",
-            protocol.get_name(),
-        ]);
-        command.args(["--rate", &self.rate.to_string(), "--seconds", &self.seconds.to_string()]);
-        command.args(["--warm-up-seconds", &self.warm_up.to_string(), "--seed", &(seed + 1).to_string()]);
-        Ok(command)
+    fn load(&self, seed: u64) -> Load {
+        Load {
+            profile: Profile::constant(self.rate),
+            saturate: false,
+            connections: 32,
+            seconds: self.seconds.into(),
+            warm_up_seconds: self.warm_up.into(),
+            seed: seed + 1,
+            protocol: self.ls.protocol(),
+            slo_us: None,
+        }
     }
 }
 
@@ -360,7 +309,6 @@ impl Scene {
 struct Watch<'a> {
     group: &'a Group,
     work: &'a Work,
-    agent: SocketAddr,
     points: Vec<Point>,
 }
 
@@ -374,13 +322,7 @@ struct Point {
 }
 
 impl Watch<'_> {
-    fn status(&self) -> Result<Status> {
-        let answer = minreq::get(format!("http://{}/v1/status", self.agent)).with_timeout(5).send();
-        Ok(answer.context("the agent does not answer")?.json()?)
-    }
-
-    fn look(&mut self, begun: Instant) -> Result<()> {
-        let status = self.status()?;
+    fn look(&mut self, begun: Instant, status: &Status) -> Result<()> {
         let group = |name: &str| status.groups.iter().find(|group| group.name == name);
         let blame =
             group("ls").and_then(|ls| ls.blame_seconds_total.iter().find(|(culprit, _)| culprit == "be"));
@@ -440,24 +382,6 @@ fn least_of_ten_seconds(points: &[&Point], rate: impl Fn(&Point, &Point) -> f64)
     });
     let least = pairs.fold(f64::INFINITY, f64::min);
     if least.is_finite() { least } else { rate(points[0], points[points.len() - 1]) }
-}
-
-fn check_restored(be: &Group) -> Result<()> {
-    let limit = be.cpu_limit()?;
-    let is_free = limit.starts_with("-1 ") || limit.starts_with("max ");
-    anyhow::ensure!(is_free, "the agent left a limit behind on {}: {limit}", be.cpu_directory().display());
-    Ok(())
-}
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let until = Instant::now() + PATIENCE;
-    while !is_so()? {
-        if Instant::now() > until {
-            bail!("waited {} s in vain until {what}", PATIENCE.as_secs());
-        }
-        interrupt::sleep(Duration::from_millis(20))?;
-    }
-    Ok(())
 }
 
 fn path_text(path: &Path) -> Result<&str> {

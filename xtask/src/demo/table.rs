@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::results::{Comparison, Phase, Results, Spread};
+use enforcer_rig::spread::Spread;
+
+use super::results::{Comparison, Phase, Results};
 
 pub fn render(results: &Results) -> String {
     let mut text = format!(
@@ -20,8 +22,10 @@ fn write_comparison(text: &mut String, comparison: &Comparison, results: &Result
     let unit = comparison.be.unit();
     writeln!(text, "  {:<24} {:>22} {:>22} {:>20}   {unit}", "", "LS p50 ms", "LS p99 ms", "BE cores")?;
     for phase in Phase::ALL {
-        let ms = |value: fn(&super::scene::Measured) -> f64| bracketed(comparison.spread(phase, value), 1e-3);
-        let cores = bracketed(comparison.spread(phase, |run| run.be_cores), 1.0);
+        let ms = |value: fn(&super::scene::Measured) -> f64| {
+            comparison.spread(phase, value).scaled(1e-3).to_string()
+        };
+        let cores = comparison.spread(phase, |run| run.be_cores).to_string();
         let runs = &comparison.phases[phase as usize];
         let work = runs.iter().map(|run| run.be_work).collect::<Option<Vec<_>>>();
         let work = work.map_or_else(|| "-".to_owned(), |work| format!("{:.0}", Spread::of(work).median));
@@ -42,8 +46,4 @@ fn write_comparison(text: &mut String, comparison: &Comparison, results: &Result
     )?;
     let agent = comparison.spread(Phase::Enforced, |run| run.agent_cores);
     writeln!(text, "  the agent itself used {:.2} % of one core", agent.median * 100.0)
-}
-
-fn bracketed(spread: Spread, scale: f64) -> String {
-    format!("{:.2} [{:.2} {:.2}]", spread.median * scale, spread.min * scale, spread.max * scale)
 }

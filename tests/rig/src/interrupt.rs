@@ -22,11 +22,17 @@ impl std::fmt::Display for Interrupted {
 impl std::error::Error for Interrupted {}
 
 /// Takes SIGINT, SIGTERM and SIGHUP from now on.
+///
+/// # Errors
+/// Where somebody else has taken them already.
 pub fn watch() -> Result<()> {
     Ok(ctrlc::set_handler(|| INTERRUPTED.store(true, Relaxed))?)
 }
 
 /// An error once the user wants to stop.
+///
+/// # Errors
+/// See above.
 pub fn check() -> Result<()> {
     if INTERRUPTED.load(Relaxed) {
         return Err(Interrupted.into());
@@ -35,6 +41,9 @@ pub fn check() -> Result<()> {
 }
 
 /// Sleeps, unless interrupted.
+///
+/// # Errors
+/// [`Interrupted`].
 pub fn sleep(time: Duration) -> Result<()> {
     let until = Instant::now() + time;
     loop {

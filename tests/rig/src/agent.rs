@@ -1,0 +1,132 @@
+//! The agent as a process.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::Signal;
+use serde::de::DeserializeOwned;
+
+use crate::{
+    address, interrupt,
+    process::{Process, exec_in},
+    sandbox::{Group, Sandbox},
+};
+
+/// Until something listens or is ready.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running agent. It is asked to end when dropped.
+#[derive(Debug)]
+pub struct Agent {
+    process: Process,
+    address: SocketAddr,
+}
+
+/// A policy for the groups `ls` and `be` of a sandbox.
+pub fn policy(sandbox: &Sandbox, slo: Option<Duration>, floor_milli_cores: u32) -> String {
+    let promise = slo.map_or(String::new(), |slo| {
+        format!("  slo: {{ requestLatency: {{ p99: {}us }} }}\n", slo.as_micros())
+    });
+    format!(
+        "groups:\n- name: ls\n  class: LS\n  cgroups: [{path}/ls]\n{promise}\
+         - name: be\n  class: BE\n  cgroups: [{path}/be]\n  floor: {floor_milli_cores}m\n",
+        path = sandbox.path(),
+    )
+}
+
+impl Agent {
+    /// Starts it with a policy and waits until it is ready. Its policy and state are in `directory`. It logs to the end of
+    /// `log`, or to standard error.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub fn start(
+        program: &Path,
+        directory: &Path,
+        policy: &str,
+        log: Option<&Path>,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        let policy_path = directory.join("policy.yaml");
+        fs::write(&policy_path, policy).with_context(|| format!("cannot write {}", policy_path.display()))?;
+        let address = address::free()?;
+        let mut command = exec_in(None, Signal::TERM, program)?;
+        command.args(["agent", "--listen", &address.to_string(), "--policy"]).arg(&policy_path);
+        command.arg("--state-dir").arg(directory.join("state")).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        if let Some(log) = log {
+            command.stderr(fs::File::options().create(true).append(true).open(log)?);
+        }
+        let mut agent = Self { process: Process::start("the agent", &mut command)?, address };
+        wait_until("the agent is ready", || {
+            agent.check()?;
+            let ready = minreq::get(format!("http://{address}/readyz")).with_timeout(1).send();
+            Ok(ready.is_ok_and(|answer| answer.status_code == 200))
+        })
+        .with_context(|| match log {
+            Some(log) => format!("the agent does not start; its log is {}", log.display()),
+            None => "the agent does not start".to_owned(),
+        })?;
+        Ok(agent)
+    }
+
+    /// An error if it has ended.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn check(&mut self) -> Result<()> {
+        ensure!(self.process.is_running(), "the agent ended by itself: see its log");
+        Ok(())
+    }
+
+    /// As much of `/v1/status` as is asked for.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub fn status<T: DeserializeOwned>(&self) -> Result<T> {
+        let answer = minreq::get(format!("http://{}/v1/status", self.address)).with_timeout(5).send();
+        Ok(answer.context("the agent does not answer")?.json()?)
+    }
+
+    /// Ends it; it must leave no limit on `be`.
+    ///
+    /// # Errors
+    /// Where it fails or leaves one.
+    pub fn end(mut self, be: Option<&Group>) -> Result<()> {
+        let ended = self.process.terminate(Duration::from_secs(5))?;
+        ensure!(ended.success(), "the agent ended with {ended}: see its log");
+        let Some(be) = be else { return Ok(()) };
+        let limit = be.cpu_limit()?;
+        let is_free = limit.starts_with("-1 ") || limit.starts_with("max ");
+        ensure!(is_free, "the agent left a limit behind on {}: {limit}", be.cpu_directory().display());
+        Ok(())
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Killed by the process's own destructor if it does not; its guardian then restores.
+        self.process.terminate(Duration::from_secs(5)).ok();
+    }
+}
+
+/// Waits for something, but not for ever.
+///
+/// # Errors
+/// What `is_so` says; where it takes too long; where the user wants to stop.
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let until = Instant::now() + PATIENCE;
+    while !is_so()? {
+        if Instant::now() > until {
+            bail!("waited {} s in vain until {what}", PATIENCE.as_secs());
+        }
+        interrupt::sleep(Duration::from_millis(20))?;
+    }
+    Ok(())
+}
