@@ -73,5 +73,6 @@ pub fn static_cargo(arguments: &[&str]) -> std::process::Command {
 
 fn cargo_build(packages: &[&str]) -> Result<()> {
     println!("building the agent (some minutes the first time)");
-    programs::run(cargo().args(["build", "--release"]).args(packages))
+    // With the PATH of every other build, or each would find the probes out of date.
+    programs::run(with_linker(&mut cargo())?.args(["build", "--release"]).args(packages))
 }
