@@ -1,15 +1,25 @@
 //! `cargo xtask bench`.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Subcommand;
-use enforcer_rig::process::piped;
+use enforcer_rig::{
+    interrupt,
+    process::{Process, exec_in, piped},
+};
+use rustix::process::Signal;
 
 use crate::{
     build,
     programs::{self, cargo, is_root, root},
 };
+
+const NAME: &str = "the benchmark";
+/// How often to look whether a benchmark has ended.
+const LOOK_UP: Duration = Duration::from_millis(100);
+/// For a benchmark to clean up after itself.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -36,6 +46,14 @@ enum What {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
+    /// What LS and BE get side by side: under enforcer, stock and equal weights, static quotas and Koordinator's rule.
+    ///
+    /// `--help` tells the options once it is built.
+    #[command(disable_help_flag = true)]
+    Loop {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -55,21 +73,61 @@ pub fn run(args: &Args) -> Result<()> {
         "--package",
         "enforcer-bench",
     ]))?;
-    let mut bench = std::process::Command::new(root().join("target/release/enforcer-bench"));
     let output = match &args.what {
         What::Probe { output, rounds } => {
-            bench.args(["probe", "--rounds", &rounds.to_string()]);
-            output
+            let figures = figures(&["probe", "--rounds", &rounds.to_string()])?;
+            (output, figures)
         }
         What::Agent { output, seconds } => {
-            bench.args(["agent", "--seconds", &seconds.to_string(), "--agent"]).arg(&agent);
-            output
+            let agent = agent.to_str().context("the path of the agent is not UTF-8")?;
+            (output, figures(&["agent", "--seconds", &seconds.to_string(), "--agent", agent])?)
+        }
+        What::Loop { options } => {
+            let mut bench = bench()?;
+            return wait_for(Process::start(NAME, bench.arg("loop").args(options))?);
         }
     };
-    let figures = enforcer_rig::process::Process::start("the benchmark", piped(&mut bench))?.output()?;
+    let (Output { json }, figures) = output;
     print!("{figures}");
-    if let Some(path) = &output.json {
+    if let Some(path) = json {
         fs::write(path, &figures).with_context(|| format!("cannot write {}", path.display()))?;
     }
+    Ok(())
+}
+
+/// A benchmark that is asked to end when this program ends, so that it can clean up.
+fn bench() -> Result<Command> {
+    exec_in(None, Signal::TERM, &root().join("target/release/enforcer-bench"))
+}
+
+/// Runs a benchmark to its end and returns what it printed.
+fn figures(arguments: &[&str]) -> Result<String> {
+    let mut command = bench()?;
+    let mut bench = Process::start(NAME, piped(command.args(arguments)))?;
+    let mut figures = String::new();
+    let read = bench.each_line(|line| {
+        figures += line.unwrap_or_default();
+        interrupt::check()
+    });
+    if read.is_err() {
+        bench.terminate(PATIENCE)?;
+    }
+    read?;
+    wait_for(bench)?;
+    Ok(figures)
+}
+
+/// Waits for a benchmark that prints for itself.
+fn wait_for(mut bench: Process) -> Result<()> {
+    let ended = loop {
+        if let Some(ended) = bench.ended()? {
+            break ended;
+        }
+        if interrupt::sleep(LOOK_UP).is_err() {
+            break bench.terminate(PATIENCE)?;
+        }
+    };
+    interrupt::check()?;
+    ensure!(ended.success(), "{NAME} failed ({ended})");
     Ok(())
 }

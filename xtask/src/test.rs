@@ -6,7 +6,7 @@ use anyhow::{Result, bail, ensure};
 use enforcer_rig::process::Process;
 
 use crate::{
-    interrupt,
+    build, interrupt,
     programs::{cargo, is_root, name},
     setup, vm,
 };
@@ -34,13 +34,19 @@ pub fn run(args: &Args) -> Result<()> {
         );
     }
     println!("building");
-    let packages = ["enforcer", "enforcer-ebpf", "enforcer-rig", "enforcer-tests", "xtask"];
+    let mut packages = vec!["enforcer", "enforcer-ebpf", "enforcer-rig", "enforcer-tests", "xtask"];
+    let (mut build, mut tests) = (cargo(), cargo());
+    if linker.is_ok() {
+        packages.push("enforcer-bench");
+        build::with_linker(&mut build)?;
+        build::with_linker(&mut tests)?;
+    } else {
+        skipped.push("enforcer-bench (no bpf-linker, so none of the programs that it compares)".to_owned());
+    }
     let packages = packages.iter().flat_map(|package| ["--package", package]);
-    let mut build = cargo();
     build.args(["build", "--release", "--tests", "--bins", "--lib"]).args(packages.clone());
     crate::programs::run(&mut build)?;
 
-    let mut tests = cargo();
     tests.args(["test", "--release", "--no-fail-fast"]).args(packages);
     tests.args(args.filter.iter());
     let host = stream(&mut tests, &mut skipped);

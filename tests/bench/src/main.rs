@@ -1,24 +1,46 @@
-//! Benchmarks, with JSON on standard output. Run by `cargo xtask bench`.
+//! Benchmarks. Run by `cargo xtask bench`. `probe` and `agent` print JSON, `loop` writes it to a file.
 
 mod agent;
+mod r#loop;
 mod probe;
+
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
+use enforcer_rig::interrupt;
 
-/// What enforcer costs.
+/// What enforcer costs, and what it is good for.
 #[derive(Parser)]
+#[command(name = "cargo xtask bench", max_term_width = 110)]
 enum Benchmark {
     /// Extra time per context switch.
     Probe(probe::Args),
     /// CPU and memory of the agent with idle groups.
     Agent(agent::Args),
+    /// What LS and BE get side by side, under enforcer and under what it could be replaced with.
+    Loop(r#loop::Args),
 }
 
-fn main() -> Result<()> {
-    let json = match Benchmark::parse() {
+fn main() -> ExitCode {
+    match interrupt::watch().and_then(|()| run(Benchmark::parse())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) if err.is::<interrupt::Interrupted>() => {
+            eprintln!("interrupted; everything that was started has been ended");
+            ExitCode::from(130)
+        }
+        Err(err) => {
+            eprintln!("error: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(benchmark: Benchmark) -> Result<()> {
+    let json = match benchmark {
         Benchmark::Probe(args) => probe::run(&args)?,
         Benchmark::Agent(args) => agent::run(&args)?,
+        Benchmark::Loop(args) => return r#loop::run(&args),
     };
     println!("{json:#}");
     Ok(())

@@ -1,0 +1,53 @@
+//! What the node serves with LS alone, and what latency may be expected of it.
+
+use anyhow::{Result, ensure};
+use enforcer_rig::{arrivals::Profile, client::Load, spread::Spread};
+
+use super::stage::{Stage, open_loop};
+
+/// Of each try of a rate.
+const TRY_SECONDS: u32 = 2;
+/// Halvings of the range in which the capacity lies.
+const TRIES: u32 = 6;
+/// Requests that are under way at once at saturation: enough to keep every CPU busy.
+const SATURATING_CONNECTIONS: usize = 16;
+/// A rate is served if p90 is at most so many times the median of a server that has little to do. p99 would rather show the
+/// hiccups of the host in so short a time; a server that falls behind shows it in all percentiles.
+const SANE_FACTOR: f64 = 10.0;
+/// Measurements of LS alone.
+const TIMES: u32 = 3;
+/// At most, of a window that the SLO is judged by.
+const WINDOW_SECONDS: u32 = 10;
+
+/// The greatest rate at which latency stays sane.
+///
+/// Saturation alone would not do: a server that is asked again as soon as it has answered never waits and keeps its caches
+/// warm, and answers more than twice as many requests as it can bear at random times.
+pub fn capacity_hz(stage: &Stage) -> Result<f64> {
+    let load = |rate| open_loop(Profile::constant(rate), TRY_SECONDS);
+    let saturating = Load { saturate: true, connections: SATURATING_CONNECTIONS, ..load(1.0) };
+    let saturation_hz = stage.alone(&saturating)?.requests as f64 / f64::from(TRY_SECONDS);
+    let sane_us = SANE_FACTOR * stage.alone(&load(saturation_hz / 10.0))?.p50_us;
+    let is_served = |rate| -> Result<bool> {
+        // Once more if not: a hiccup of the host is no limit of the server.
+        Ok(stage.alone(&load(rate))?.p90_us <= sane_us || stage.alone(&load(rate))?.p90_us <= sane_us)
+    };
+    let (mut served, mut beyond) = (0.0, saturation_hz);
+    for _ in 0..TRIES {
+        let middle = f64::midpoint(served, beyond);
+        *(if is_served(middle)? { &mut served } else { &mut beyond }) = middle;
+    }
+    ensure!(served > 0.0, "the node does not serve {beyond:.0} requests/s: something else keeps it busy");
+    Ok(served)
+}
+
+/// So many times the p99 of LS alone at a rate: the median of three windows.
+pub fn slo_us(stage: &Stage, rate: f64) -> Result<f64> {
+    let seconds = stage.settings.seconds.min(WINDOW_SECONDS);
+    let p99_us = |time: u32| {
+        let load = Load { seed: u64::from(time) + 1, ..open_loop(Profile::constant(rate), seconds) };
+        Ok(stage.alone(&load)?.p99_us)
+    };
+    let alone = Spread::of((0..TIMES).map(p99_us).collect::<Result<Vec<_>>>()?);
+    Ok(alone.median * stage.settings.slo_factor)
+}
