@@ -46,6 +46,17 @@ enum What {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
+    /// From the onset of trouble to the limit in force, and until BE stands still.
+    Reaction {
+        #[command(flatten)]
+        output: Output,
+        /// Times that BE strikes.
+        #[arg(long, default_value_t = 100)]
+        onsets: usize,
+        /// What the agent may use.
+        #[arg(long, default_value = "freeze,quota", value_name = "LEVERS")]
+        levers: String,
+    },
     /// What LS and BE get side by side: under enforcer, stock and equal weights, static quotas and Koordinator's rule.
     ///
     /// `--help` tells the options once it is built.
@@ -81,6 +92,9 @@ pub fn run(args: &Args) -> Result<()> {
         What::Agent { output, seconds } => {
             let agent = agent.to_str().context("the path of the agent is not UTF-8")?;
             (output, figures(&["agent", "--seconds", &seconds.to_string(), "--agent", agent])?)
+        }
+        What::Reaction { output, onsets, levers } => {
+            (output, figures(&["reaction", "--onsets", &onsets.to_string(), "--levers", levers])?)
         }
         What::Loop { options } => {
             let mut bench = bench()?;

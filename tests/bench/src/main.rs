@@ -1,8 +1,11 @@
 //! Benchmarks. Run by `cargo xtask bench`. `probe` and `agent` print JSON, `loop` writes it to a file.
 
+mod accounts;
 mod agent;
+mod koordinator;
 mod r#loop;
 mod probe;
+mod reaction;
 
 use std::process::ExitCode;
 
@@ -18,6 +21,8 @@ enum Benchmark {
     Probe(probe::Args),
     /// CPU and memory of the agent with idle groups.
     Agent(agent::Args),
+    /// From the onset of trouble to the limit in force.
+    Reaction(reaction::Args),
     /// What LS and BE get side by side, under enforcer and under what it could be replaced with.
     Loop(r#loop::Args),
 }
@@ -40,6 +45,7 @@ fn run(benchmark: Benchmark) -> Result<()> {
     let json = match benchmark {
         Benchmark::Probe(args) => probe::run(&args)?,
         Benchmark::Agent(args) => agent::run(&args)?,
+        Benchmark::Reaction(args) => reaction::run(&args)?,
         Benchmark::Loop(args) => return r#loop::run(&args),
     };
     println!("{json:#}");

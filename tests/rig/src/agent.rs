@@ -90,7 +90,15 @@ impl Agent {
     /// # Errors
     /// Where it does not answer.
     pub fn status<T: DeserializeOwned>(&self) -> Result<T> {
-        let answer = minreq::get(format!("http://{}/v1/status", self.address)).with_timeout(5).send();
+        self.get("/v1/status")
+    }
+
+    /// As much of what it serves under `path` as is asked for.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let answer = minreq::get(format!("http://{}{path}", self.address)).with_timeout(5).send();
         Ok(answer.context("the agent does not answer")?.json()?)
     }
 

@@ -71,6 +71,7 @@ impl Antagonist {
     /// # Errors
     /// Where a process cannot be started, or a file not be written.
     pub fn run(self, threads: usize, directory: &Path, work: &Work) -> Result<()> {
+        work.begin();
         thread::scope(|scope| {
             let worker = |number| scope.spawn(move || self.work(number, threads, directory, work));
             let workers: Vec<_> = (0..threads).map(worker).collect();

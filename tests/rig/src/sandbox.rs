@@ -164,6 +164,18 @@ impl Group {
         set(&directory.join("cpu.max"), &format!("{quota_us} {period_us}"))
     }
 
+    /// As it was made: no limit.
+    ///
+    /// # Errors
+    /// Where it cannot be set.
+    pub fn lift_cpu_limit(&self) -> Result<()> {
+        let directory = self.cpu_directory();
+        if self.hosts.v1_cpu.is_some() {
+            return set(&directory.join("cpu.cfs_quota_us"), "-1");
+        }
+        set(&directory.join("cpu.max"), "max")
+    }
+
     /// CPU time used so far, by the kernel's own account.
     ///
     /// # Errors

@@ -3,16 +3,14 @@
 //! A cell is one policy in one scenario for some seconds. Rounds are outermost and policies innermost, so that drift of the
 //! host hits all policies alike.
 
-mod accounts;
 mod calibration;
 mod interval;
-mod koordinator;
 mod matrix;
 mod page;
 mod policy;
 mod record;
 mod scenario;
-mod stage;
+pub mod stage;
 mod subset;
 mod summary;
 mod table;

@@ -23,10 +23,13 @@ use enforcer_rig::{
 use serde::Deserialize;
 
 use super::{
-    accounts::{Accounts, Usage},
-    koordinator::{Lever, Suppressor},
     policy::Policy,
     record::{AgentCost, Key, Outcome, Settings, Window},
+};
+
+use crate::{
+    accounts::{Accounts, Usage},
+    koordinator::{Lever, Suppressor},
 };
 
 /// Of cgroups.

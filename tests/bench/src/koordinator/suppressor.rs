@@ -5,10 +5,8 @@ use std::time::Duration;
 use anyhow::Result;
 use enforcer_rig::{cpuset::Cpuset, sandbox::Group};
 
-use super::{
-    super::accounts::Accounts,
-    rule::{PERIOD_US, cpus, quota_us, target_cores},
-};
+use super::rule::{PERIOD_US, cpus, quota_us, target_cores};
+use crate::accounts::Accounts;
 
 /// What the rule changes.
 pub enum Lever<'a> {

@@ -1,6 +1,6 @@
 //! Koordinator's rule (`pkg/koordlet/qosmanager/plugins/cpusuppress/cpu_suppress.go`), with its default thresholds. Pure.
 
-use super::super::accounts::Usage;
+use crate::accounts::Usage;
 
 /// LS, everything outside of pods, and BE together shall use no more of the node.
 const THRESHOLD_PERCENT: f64 = 65.0;

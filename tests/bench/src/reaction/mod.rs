@@ -1,0 +1,132 @@
+//! `bench reaction`: how long does BE hurt before something is done about it?
+//!
+//! BE strikes again and again, with the weight of LS. Each time it is seen from outside when the first limit can be read back
+//! and when BE stands still. Enforcer and Koordinator's rule take turns.
+
+mod strike;
+mod watch;
+
+use std::{fs, path::Path, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use enforcer_rig::{
+    agent::Agent,
+    arrivals::Profile,
+    cast, interrupt,
+    process::{Process, built, piped, workload_in},
+    progress::Progress,
+    sandbox::{Group, Sandbox},
+};
+use serde_json::{Value, json};
+
+use self::strike::{Stage, Strike};
+use crate::{
+    koordinator::{Lever, Suppressor},
+    r#loop::stage::open_loop,
+};
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Times that BE strikes under enforcer.
+    #[arg(long, default_value_t = 100)]
+    onsets: usize,
+    /// What the agent may use.
+    #[arg(long, default_value = "freeze,quota", value_name = "LEVERS")]
+    levers: String,
+}
+
+/// Strikes under enforcer between two turns of Koordinator's rule, and how many that rule gets.
+const TURN: usize = 20;
+const RULE_TURN: usize = 5;
+/// Requests per second, each 300 us of computing: a sixth of two CPUs.
+const RATE_HZ: f64 = 1_000.0;
+const SPIN_US: u64 = 300;
+/// What LS was promised.
+const SLO: Duration = Duration::from_millis(2);
+/// For the agent to learn how often it hears of LS.
+const LEARN: Duration = Duration::from_secs(4);
+
+pub fn run(args: &Args) -> Result<Value> {
+    ensure!(args.onsets > 0, "it takes one onset at least");
+    let agent = built("enforcer")?;
+    let scratch = tempfile::Builder::new().prefix("enforcer-reaction-").tempdir()?;
+    let sandbox = Sandbox::new("enforcer-reaction")?;
+    let ls = sandbox.group("ls", cast::LS_SHARES)?;
+    let be = sandbox.group("be", cast::LS_SHARES)?;
+    let mut command = workload_in(&ls)?;
+    command.args(["serve", "--steps", "0", "--memory-mib", "1", "--spin-us", &SPIN_US.to_string()]);
+    let mut server = Process::start("the LS server", piped(&mut command))?;
+    let address = server.first_line()?.parse()?;
+    let _client = cast::client(address, &open_loop(Profile::constant(RATE_HZ), 24 * 3600))?;
+    let stage = Stage::new(&be, scratch.path())?;
+
+    let progress = Progress::new(args.onsets);
+    let (mut enforced, mut by_rule) = (Vec::new(), Vec::new());
+    while enforced.len() < args.onsets {
+        let turn = TURN.min(args.onsets - enforced.len());
+        progress.begin(format!("{} of {} onsets", enforced.len(), args.onsets));
+        enforced.extend(under_enforcer(args, turn, &agent, &sandbox, &stage, scratch.path(), &progress)?);
+        by_rule.extend(under_rule(&ls, &be, &stage)?);
+    }
+    Ok(json!({
+        "onsets": args.onsets,
+        "levers": args.levers,
+        "slo_ms": SLO.as_secs_f64() * 1e3,
+        "enforcer": strike::summary(&enforced),
+        "koordinator_quota": strike::summary(&by_rule),
+    }))
+}
+
+fn under_enforcer(
+    args: &Args,
+    turn: usize,
+    program: &Path,
+    sandbox: &Sandbox,
+    stage: &Stage<'_>,
+    scratch: &Path,
+    progress: &Progress,
+) -> Result<Vec<Strike>> {
+    let log = scratch.join("agent.log");
+    let mut agent = Agent::start(program, scratch, &policy(sandbox, &args.levers), Some(&log), &[])?;
+    interrupt::sleep(LEARN)?;
+    let mut strikes = Vec::new();
+    for _ in 0..turn {
+        agent.check().with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
+        let mut strike = stage.strike(|| Ok(()))?;
+        strike.find_onset(&agent)?;
+        progress.done(&strike.to_string());
+        strikes.push(strike);
+    }
+    agent.end(Some(stage.be))?;
+    Ok(strikes)
+}
+
+/// The rule finds a BE that it has not limited yet, and looks once a second.
+fn under_rule(ls: &Group, be: &Group, stage: &Stage<'_>) -> Result<Vec<Strike>> {
+    let cpus = std::thread::available_parallelism()?.get();
+    let mut strikes = Vec::new();
+    for number in 0..RULE_TURN {
+        let mut suppressor = Suppressor::new(cpus, ls, be, Lever::Quota(None))?;
+        // Its ticks do not know of the onset: spread over their second.
+        let phase = Duration::from_secs(1).mul_f64((number as f64 + 0.5) / RULE_TURN as f64);
+        let mut tick_at = enforcer_rig::work::monotonic() + phase;
+        strikes.push(stage.strike(|| {
+            if enforcer_rig::work::monotonic() >= tick_at {
+                tick_at += Duration::from_secs(1);
+                suppressor.tick()?;
+            }
+            Ok(())
+        })?);
+        be.lift_cpu_limit()?;
+    }
+    Ok(strikes)
+}
+
+fn policy(sandbox: &Sandbox, levers: &str) -> String {
+    format!(
+        "groups:\n- name: ls\n  class: LS\n  cgroups: [{path}/ls]\n  slo: {{ requestLatency: {{ p99: {slo}us }} }}\n\
+         - name: be\n  class: BE\n  cgroups: [{path}/be]\n  floor: 100m\n  levers: [{levers}]\n",
+        path = sandbox.path(),
+        slo = SLO.as_micros(),
+    )
+}
