@@ -105,14 +105,39 @@ pub struct Wait {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Requests {
+    /// Requests begun: first byte seen. Those neither answered nor given up are in flight, see [`InFlight`].
+    pub begun: u64,
     /// Requests answered: first response byte seen.
     pub served: u64,
     /// Time from first request byte in to first response byte out, summed.
     pub latency_ns: u64,
-    /// Requests slower than the group's objective.
+    /// Requests answered slower than the group's objective.
     pub slow: u64,
+    /// Requests whose connection ended before an answer.
+    pub unanswered: u64,
+    /// Those of them that were older than the group's objective by then.
+    pub unanswered_slow: u64,
     pub histogram: Histogram,
 }
+
+/// Time in which requests that begin share a bucket of [`InFlight`]: 2^26 ns, 67 ms.
+pub const IN_FLIGHT_SHIFT: u32 = 26;
+/// Buckets of [`InFlight`]: together 8.6 s. A power of two.
+pub const IN_FLIGHT_BUCKETS: usize = 128;
+
+/// Requests of one LS group in flight, by the time of their beginning, counted on one CPU. A request is added and taken
+/// away on whatever CPU sees its packets: only sums over CPUs mean anything, and they wrap. Buckets are used in turn, so
+/// requests older than all of them share one with younger ones; the agent tells them apart by what was left in it.
+pub type InFlight = [u32; IN_FLIGHT_BUCKETS];
+
+/// The bucket of a request that began at `since_ns`. Always less than [`IN_FLIGHT_BUCKETS`].
+#[inline(always)]
+pub const fn in_flight_bucket(since_ns: u64) -> usize {
+    (since_ns >> IN_FLIGHT_SHIFT) as usize % IN_FLIGHT_BUCKETS
+}
+
+/// Connections whose first request came in before they had a socket, remembered at once.
+pub const EARLY_ENTRIES: u32 = 1024;
 
 /// What counts as slow for one victim. `u64::MAX`: nothing does.
 #[repr(C)]
@@ -221,7 +246,8 @@ const _: () = {
     assert!(size_of::<Segment>() == 16);
     assert!(size_of::<Cpu>() == 192);
     assert!(size_of::<Wait>() == 416);
-    assert!(size_of::<Requests>() == 400);
+    assert!(size_of::<Requests>() == 424);
+    assert!(size_of::<InFlight>() == 512);
     assert!(size_of::<Objective>() == 16);
     assert!(size_of::<Sentry>() == 64);
     assert!(size_of::<Onset>() == 16);

@@ -4,6 +4,8 @@
 //! kernel's BTF and sets them as read-only globals before load, so the verifier sees constants (see `task.rs`).
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
+// For the one atomic instruction that `maps.rs` spells out.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![allow(clippy::needless_pass_by_value, reason = "what aya's entry points take")]
 #![allow(
     clippy::cast_possible_truncation,

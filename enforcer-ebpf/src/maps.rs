@@ -4,6 +4,8 @@
 //! and the limits of its policy, and says so in `enforcer check`. Indices are `cpu × elements + element`; plain arrays
 //! rather than per-CPU ones, because only those can be mapped into the agent's memory.
 
+use core::arch::asm;
+
 use aya_ebpf::{
     EbpfContext, Global,
     bindings::BPF_F_MMAPABLE,
@@ -14,7 +16,7 @@ use aya_ebpf::{
 };
 use enforcer_ebpf::{
     histogram::{Histogram, bucket_of},
-    layout::{Cpu, Drop, Objective, Requests, Sentry, Wait},
+    layout::{Cpu, Drop, EARLY_ENTRIES, InFlight, Objective, Requests, Sentry, Wait},
     table::{BUCKET_COUNT, Bucket},
 };
 
@@ -23,7 +25,7 @@ use crate::probes::request_latency::Connection;
 /// Slots per CPU in [`WAITS`].
 #[unsafe(no_mangle)]
 static SLOTS: Global<u32> = Global::new(1);
-/// Victim rows per CPU in [`BLAME`] and [`REQUESTS`].
+/// Victim rows per CPU in [`BLAME`], [`REQUESTS`] and [`IN_FLIGHT`].
 #[unsafe(no_mangle)]
 static VICTIMS: Global<u32> = Global::new(1);
 /// Culprit columns per victim in [`BLAME`].
@@ -45,9 +47,12 @@ static WAITS: Array<Wait> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Time waited, by victim and culprit: CPUs × victims × culprits × 8 bytes.
 #[map]
 static BLAME: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-/// Requests: CPUs × victims × 400 bytes.
+/// Requests: CPUs × victims × 424 bytes.
 #[map]
 static REQUESTS: Array<Requests> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Requests in flight: CPUs × victims × 512 bytes.
+#[map]
+static IN_FLIGHT: Array<InFlight> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// What could not be counted: CPUs × causes × 8 bytes.
 #[map]
 static DROPS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -68,7 +73,7 @@ pub static CONNECTIONS: SkStorage<Connection> = SkStorage::new();
 /// When a request came in on the last packet of its connection's handshake, by addresses and ports. Such a packet is shown
 /// to the listener; a moment later the connection has a socket of its own and the entry goes. 1,024 × about 112 bytes.
 #[map]
-pub static EARLY: LruHashMap<[u32; 9], u64> = LruHashMap::with_max_entries(1024, 0);
+pub static EARLY: LruHashMap<[u32; 9], u64> = LruHashMap::with_max_entries(EARLY_ENTRIES, 0);
 
 /// The CPU this program runs on.
 #[derive(Clone, Copy)]
@@ -100,11 +105,18 @@ impl ThisCpu {
         unsafe { Some(&mut *BLAME.get_ptr_mut(row * CULPRITS.load() + culprit)?) }
     }
 
+    /// To be counted with [`Counter::add`]: an interrupt may send another response while one is being counted.
     #[inline(always)]
     pub fn requests(self, victim: u32) -> Option<&'static mut Requests> {
-        // SAFETY: this CPU's element. An interrupt may send another response within the few instructions that count
-        // one; a count lost that way is acceptable (the BPF target has no atomic add).
+        // SAFETY: as for `segments`, but for nesting.
         unsafe { Some(&mut *REQUESTS.get_ptr_mut(self.0 * VICTIMS.load() + victim)?) }
+    }
+
+    /// To be counted with [`Counter::add`], likewise.
+    #[inline(always)]
+    pub fn in_flight(self, victim: u32) -> Option<&'static mut InFlight> {
+        // SAFETY: as for `requests`.
+        unsafe { Some(&mut *IN_FLIGHT.get_ptr_mut(self.0 * VICTIMS.load() + victim)?) }
     }
 
     /// Counts something that could not be counted; the log speaks up at each power of two.
@@ -125,6 +137,39 @@ impl ThisCpu {
                 self.0
             );
         }
+    }
+}
+
+/// A counter that grows by one atomic instruction, which no interrupt and no other CPU gets between. Core has none for
+/// the BPF target, the kernel has had this one since 3.18 (`BPF_XADD`).
+pub trait Counter {
+    /// Adds, and wraps.
+    fn add(&mut self, number: Self);
+}
+
+impl Counter for u32 {
+    #[inline(always)]
+    fn add(&mut self, number: Self) {
+        // SAFETY: a valid, aligned reference; the instruction touches nothing else.
+        unsafe {
+            asm!("lock *(u32 *)({at} + 0) += {number}", at = in(reg) self, number = in(reg) u64::from(number));
+        }
+    }
+}
+
+impl Counter for u64 {
+    #[inline(always)]
+    fn add(&mut self, number: Self) {
+        // SAFETY: as above.
+        unsafe { asm!("lock *(u64 *)({at} + 0) += {number}", at = in(reg) self, number = in(reg) number) }
+    }
+}
+
+/// Counts a duration, as [`Counter`] does.
+#[inline(always)]
+pub fn count_atomically(histogram: &mut Histogram, ns: u64) {
+    if let Some(count) = histogram.get_mut(core::hint::black_box(bucket_of(ns))) {
+        count.add(1);
     }
 }
 

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{signal::tally::Tally, units::MilliCores};
+use crate::{
+    signal::{in_flight::InFlight, tally::Tally},
+    units::MilliCores,
+};
 
 /// Which group of the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -50,8 +53,12 @@ pub enum Culprit {
 pub struct GroupSnapshot {
     /// CPUs' worth of time used. `None`: no cgroup of the group exists, or none could be given a slot.
     pub cpu_cores: Option<f64>,
-    /// Requests answered, and how many of them slower than the objective. `None`: not measured, or nothing promised.
+    /// Requests answered or overdue, and how many of them slower than the objective. `None`: not measured, or nothing
+    /// promised.
     pub requests: Option<Tally>,
+    /// Requests that wait for an answer. `None`: not measured.
+    #[serde(default)]
+    pub in_flight: Option<InFlight>,
     /// Waits for a CPU, likewise.
     pub waits: Option<Tally>,
     /// Share of the last second in which the group's own quota kept it from running. `None`: not looked at.

@@ -1,7 +1,8 @@
 //! What a test needs of the host. A test that cannot run says so by name and counts as skipped, never as passed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use enforcer::kernel::support::{Support, WaitSource};
 use libtest_mimic::{Failed, Trial};
 
@@ -17,6 +18,14 @@ pub enum Need {
     V1Cpu,
     Ipv6,
     TwoCpus,
+    /// redis-server with its benchmark, and other programs of Debian packages.
+    Redis,
+    Nginx,
+    Ab,
+    Curl,
+    OpenSsl,
+    /// `unshare` and `ip`, to make a network namespace.
+    NetworkNamespace,
     /// Directories that run only where nobody else wants the CPU.
     CpuIdle,
 }
@@ -37,9 +46,32 @@ impl Need {
             Self::TwoCpus => {
                 (std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1), "one CPU")
             }
+            Self::Redis => (
+                ["redis-server", "redis-benchmark", "redis-cli"].iter().all(|name| program(name).is_ok()),
+                "no redis-server: run `cargo xtask setup`",
+            ),
+            Self::Nginx => (program("nginx").is_ok(), "no nginx: run `cargo xtask setup`"),
+            Self::Ab => (program("ab").is_ok(), "no ab: run `cargo xtask setup`"),
+            Self::Curl => (program("curl").is_ok(), "no curl: run `cargo xtask setup`"),
+            Self::NetworkNamespace => (
+                ["unshare", "ip"].iter().all(|name| program(name).is_ok()),
+                "no unshare or no ip: install util-linux and iproute2",
+            ),
+            Self::OpenSsl => (program("openssl").is_ok(), "no openssl: run `cargo xtask setup`"),
         };
         (!is_met).then_some(why)
     }
+}
+
+/// A program of a Debian package. Servers lie where only root's PATH leads.
+///
+/// # Errors
+/// Where it is not installed.
+pub fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+    let mut files = directories.map(|directory| directory.join(name));
+    files.find(|file| file.is_file()).with_context(|| format!("{name} is not installed"))
 }
 
 fn has_sched_info() -> bool {

@@ -102,6 +102,18 @@ fn every_metric_is_documented_and_every_documented_one_exists() {
 }
 
 #[test]
+fn the_tests_that_the_docs_name_exist() {
+    let docs = fs::read_to_string(root().join("docs/requests.md")).unwrap();
+    let tests = fs::read_to_string(root().join("tests/tests/kernel/main.rs")).unwrap();
+    let tables = docs.lines().filter(|line| line.starts_with('|')).filter_map(|line| line.rsplit('|').nth(1));
+    let named: Vec<&str> = tables.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+    assert!(named.len() > 10, "{named:?}");
+    for name in named.into_iter().filter(|name| !name.contains('/')) {
+        assert!(tests.contains(&format!("\"{name}\"")), "docs/requests.md names {name}, which is no test");
+    }
+}
+
+#[test]
 fn the_readme_shows_the_example_policy_as_it_is() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
     assert!(

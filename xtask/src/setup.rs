@@ -23,10 +23,13 @@ pub const VM_PACKAGES: [Package; 3] = [
     Package { name: "cpio", program: "cpio" },
 ];
 
-/// Real servers and load for the demo.
-pub const SERVER_PACKAGES: [Package; 3] = [
+/// Real servers and load for them, for the demo and the tests.
+pub const SERVER_PACKAGES: [Package; 6] = [
     Package { name: "redis-server", program: "redis-server" },
     Package { name: "nginx-light", program: "nginx" },
+    Package { name: "apache2-utils", program: "ab" },
+    Package { name: "curl", program: "curl" },
+    Package { name: "openssl", program: "openssl" },
     Package { name: "stress-ng", program: "stress-ng" },
 ];
 

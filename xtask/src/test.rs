@@ -33,6 +33,11 @@ pub fn run(args: &Args) -> Result<()> {
             "!! no bpf-linker ({err:#}): the probes are not built and nothing that needs them is tested"
         );
     }
+    if is_root()
+        && let Err(err) = setup::packages(&setup::SERVER_PACKAGES)
+    {
+        println!("!! {err:#}: tests with servers that are not there are skipped");
+    }
     println!("building");
     let mut packages = vec!["enforcer", "enforcer-ebpf", "enforcer-rig", "enforcer-tests", "xtask"];
     let (mut build, mut tests) = (cargo(), cargo());

@@ -9,6 +9,7 @@ use enforcer_ebpf::{
         Objective,
     },
 };
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::{
     cgroup::{
@@ -23,8 +24,14 @@ use crate::{
     },
     model::{Blame, Culprit, GroupId, GroupSnapshot, Levers, Signal, Snapshot},
     policy::{Class, Policy, Slo},
-    report::ledger::Ledger,
-    signal::{histogram::Counts, pace, tally::Tally},
+    report::ledger::{Ledger, Waiting},
+    signal::{
+        answers::{Answers, Totals},
+        histogram::Counts,
+        in_flight::{Ages, Look},
+        pace,
+        tally::Tally,
+    },
 };
 
 /// A directory that ran within this time counts as running and is looked at in every tick.
@@ -68,7 +75,11 @@ struct Group {
     slo: Slo,
     victim: u32,
     culprit: u32,
-    requests: RequestTotals,
+    /// Requests are measured.
+    serves: bool,
+    ages: Box<Ages>,
+    answers: Answers,
+    look: Look,
     requests_reported: RequestTotals,
     request_histogram: Histogram,
     /// Per culprit column, as far as it is known to be more than zero.
@@ -116,7 +127,7 @@ struct Counted {
 
 impl Meter {
     /// Tells the probes what counts as slow for each LS group.
-    pub fn new(policy: &Policy, counters: Counters, slots: SlotTable) -> Self {
+    pub fn new(policy: &Policy, counters: Counters, slots: SlotTable, requests_are_measured: bool) -> Self {
         let mut next_victim = FIRST_VICTIM;
         let mut groups = Vec::new();
         for (index, group) in policy.groups.iter().enumerate() {
@@ -131,7 +142,10 @@ impl Meter {
                 slo: group.slo,
                 victim,
                 culprit,
-                requests: RequestTotals::default(),
+                serves: victim != NO_VICTIM && requests_are_measured,
+                ages: Box::default(),
+                answers: Answers::default(),
+                look: Look::default(),
                 requests_reported: RequestTotals::default(),
                 request_histogram: [0; BUCKETS],
                 blame_ns: HashMap::new(),
@@ -272,12 +286,10 @@ impl Meter {
             }
         }
         for (group, snapshot) in self.groups.iter_mut().zip(&mut into.groups) {
-            if group.slo.request_latency_p99.is_some() {
-                let totals = self.counters.requests(group.victim);
-                let (total, slow) =
-                    (totals.served - group.requests.served, totals.slow - group.requests.slow);
-                group.requests = totals;
-                snapshot.requests = Some(Tally { total, slow });
+            if group.serves {
+                let new = group.look_at_requests(&self.counters);
+                snapshot.requests = group.slo.request_latency_p99.map(|_| new);
+                snapshot.in_flight = Some(group.look.in_flight);
             }
             let is_slow = |tally: Option<Tally>| tally.is_some_and(|tally| tally.slow > 0);
             if is_slow(snapshot.requests) || is_slow(snapshot.waits) {
@@ -395,12 +407,19 @@ impl Meter {
             if let Some(durations) = &mut entry.requests {
                 let totals = self.counters.requests(group.victim);
                 let old = std::mem::replace(&mut group.requests_reported, totals);
-                if totals.served != old.served {
+                let Look { in_flight, written_off, .. } = group.look;
+                entry.waiting = Some(Waiting { in_flight, unanswered: totals.unanswered, written_off });
+                // Those that ended unanswered and slow have a tally and no latency.
+                if totals.served != old.served || totals.unanswered_slow != old.unanswered_slow {
                     let histogram = self.counters.request_histogram(group.victim);
                     self.fresh.clear();
                     self.fresh.add_difference(&histogram, &group.request_histogram);
                     group.request_histogram = histogram;
-                    let tally = Tally { total: totals.served - old.served, slow: totals.slow - old.slow };
+                    let lost = totals.unanswered_slow - old.unanswered_slow;
+                    let tally = Tally {
+                        total: totals.served - old.served + lost,
+                        slow: totals.slow - old.slow + lost,
+                    };
                     durations.add(
                         &self.fresh,
                         Duration::from_nanos(totals.latency_ns - old.latency_ns),
@@ -412,6 +431,23 @@ impl Meter {
         ledger.drops = Drop::ALL.map(|cause| self.counters.drops(cause));
         ledger.slots_used = self.slots.used();
         ledger.slots_capacity = self.slots.capacity();
+    }
+}
+
+impl Group {
+    /// What the group's requests say since the last look, and what is in flight.
+    fn look_at_requests(&mut self, counters: &Counters) -> Tally {
+        // In this order, so that no age is overstated, and what ends meanwhile is missed for once rather than counted
+        // twice.
+        let totals = counters.requests(self.victim);
+        let now_ns = ktime_ns();
+        self.look = if totals.any_in_flight() || self.ages.is_busy() {
+            self.ages.look(&counters.in_flight(self.victim), now_ns, self.slo.request_latency_p99)
+        } else {
+            self.ages.look_at_nothing()
+        };
+        let RequestTotals { served, slow, unanswered_slow, .. } = totals;
+        self.answers.observe(Totals { served, slow, unanswered_slow }, &self.look, now_ns)
     }
 }
 
@@ -459,6 +495,13 @@ impl Counted {
         group.wait_counts.add_difference(&histogram, &self.histogram);
         *self.histogram = histogram;
     }
+}
+
+/// Now, by the probes' clock.
+fn ktime_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let now = Duration::try_from(now).expect("BUG: time since boot is not negative");
+    u64::try_from(now.as_nanos()).expect("BUG: up for 584 years")
 }
 
 fn attach(probes: &mut Probes, path: &Path) -> Option<RequestLinks> {

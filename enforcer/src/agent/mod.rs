@@ -193,7 +193,7 @@ impl Agent {
         );
         Ok(Self {
             governor: Governor::new(&policy, mode),
-            meter: Meter::new(&policy, counters, slots),
+            meter: Meter::new(&policy, counters, slots, probes.request_latency_missing.is_none()),
             steal: StealMeter::default(),
             actuator: Actuator::new(mounts, journal, options.shadow),
             recorder,

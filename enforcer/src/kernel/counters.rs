@@ -11,7 +11,10 @@ use std::{
 
 use enforcer_ebpf::{
     histogram::{BUCKETS, Histogram},
-    layout::{self, Cpu, Drop, FIRST_SLOT, Objective, Place, Requests, SEGMENTS, Segment, Sentry, Wait},
+    layout::{
+        self, Cpu, Drop, FIRST_SLOT, IN_FLIGHT_BUCKETS, InFlight, Objective, Place, Requests, SEGMENTS,
+        Segment, Sentry, Wait,
+    },
 };
 
 use super::{mapped::MappedArray, support::Sizes};
@@ -54,9 +57,19 @@ impl std::ops::AddAssign for WaitTotals {
 /// Totals of one LS group since the probes were loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestTotals {
+    pub begun: u64,
     pub served: u64,
     pub latency_ns: u64,
     pub slow: u64,
+    pub unanswered: u64,
+    pub unanswered_slow: u64,
+}
+
+impl RequestTotals {
+    /// Whether any may be in flight. Beginnings are read after ends, so none is overlooked.
+    pub const fn any_in_flight(&self) -> bool {
+        self.begun != self.served + self.unanswered
+    }
 }
 
 /// What runs now and ran lately, by the CPUs' own memory. Costs a few loads per CPU, however many cgroups there are.
@@ -88,6 +101,7 @@ pub struct Counters {
     pub(super) waits: MappedArray,
     pub(super) blame: MappedArray,
     pub(super) requests: MappedArray,
+    pub(super) in_flight: MappedArray,
     pub(super) objectives: MappedArray,
     pub(super) sentries: MappedArray,
     pub(super) drops: MappedArray,
@@ -117,7 +131,7 @@ impl Counters {
     pub fn wait_histogram(&self, slot: u32) -> Histogram {
         let mut to = [0; BUCKETS];
         for words in self.per_cpu(&self.waits, self.sizes.slots, slot) {
-            add_histogram(&words[offset_of!(Wait, histogram) / 8..], &mut to);
+            add_counts(&words[offset_of!(Wait, histogram) / 8..], &mut to);
         }
         to
     }
@@ -126,18 +140,32 @@ impl Counters {
     pub fn requests(&self, victim: u32) -> RequestTotals {
         let mut sum = RequestTotals::default();
         for words in self.per_cpu(&self.requests, self.sizes.victims, victim) {
-            sum.slow += words[offset_of!(Requests, slow) / 8].load(Acquire);
-            sum.served += words[offset_of!(Requests, served) / 8].load(Relaxed);
-            sum.latency_ns += words[offset_of!(Requests, latency_ns) / 8].load(Relaxed);
+            let word = |offset: usize| &words[offset / 8];
+            // Parts before the whole, as for waits.
+            sum.slow += word(offset_of!(Requests, slow)).load(Acquire);
+            sum.served += word(offset_of!(Requests, served)).load(Acquire);
+            sum.unanswered_slow += word(offset_of!(Requests, unanswered_slow)).load(Acquire);
+            sum.unanswered += word(offset_of!(Requests, unanswered)).load(Acquire);
+            sum.latency_ns += word(offset_of!(Requests, latency_ns)).load(Relaxed);
+            sum.begun += word(offset_of!(Requests, begun)).load(Relaxed);
         }
         sum
+    }
+
+    /// One LS group's requests in flight, by the time of their beginning.
+    pub fn in_flight(&self, victim: u32) -> InFlight {
+        let mut to = [0; IN_FLIGHT_BUCKETS];
+        for words in self.per_cpu(&self.in_flight, self.sizes.victims, victim) {
+            add_counts(words, &mut to);
+        }
+        to
     }
 
     /// One LS group's histogram of request latencies.
     pub fn request_histogram(&self, victim: u32) -> Histogram {
         let mut to = [0; BUCKETS];
         for words in self.per_cpu(&self.requests, self.sizes.victims, victim) {
-            add_histogram(&words[offset_of!(Requests, histogram) / 8..], &mut to);
+            add_counts(&words[offset_of!(Requests, histogram) / 8..], &mut to);
         }
         to
     }
@@ -230,10 +258,10 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Histograms are 32-bit counts, two to a word, the lower index in the lower half (little endian, as on all hosts that
+/// These are 32-bit counts, two to a word, the lower index in the lower half (little endian, as on all hosts that
 /// the agent is built for). Each count wraps at 2^32, and so does their sum over CPUs: differences stay right.
 #[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
-fn add_histogram(words: &[AtomicU64], to: &mut Histogram) {
+fn add_counts<const N: usize>(words: &[AtomicU64], to: &mut [u32; N]) {
     for (counts, word) in to.as_chunks_mut::<2>().0.iter_mut().zip(words) {
         let both = word.load(Relaxed);
         counts[0] = counts[0].wrapping_add(both as u32);
@@ -241,4 +269,6 @@ fn add_histogram(words: &[AtomicU64], to: &mut Histogram) {
     }
 }
 
-const _: () = assert!(BUCKETS.is_multiple_of(2) && cfg!(target_endian = "little"));
+const _: () = assert!(
+    BUCKETS.is_multiple_of(2) && IN_FLIGHT_BUCKETS.is_multiple_of(2) && cfg!(target_endian = "little")
+);

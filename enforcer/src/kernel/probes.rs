@@ -178,6 +178,7 @@ fn load_object(support: &Support, identity: Identity, sizes: Sizes) -> Result<Eb
         .map_max_entries("WAITS", cpus * slots)
         .map_max_entries("BLAME", cpus * victims * culprits)
         .map_max_entries("REQUESTS", cpus * victims)
+        .map_max_entries("IN_FLIGHT", cpus * victims)
         .map_max_entries("DROPS", cpus * Drop::COUNT);
     if support.wait_source == WaitSource::Wakeups {
         loader.map_max_entries("RUNNABLE", RUNNABLE_TASKS);
@@ -212,6 +213,7 @@ impl Maps {
             waits: map("WAITS", size_of::<layout::Wait>(), cpus * slots)?,
             blame: map("BLAME", 8, cpus * victims * culprits)?,
             requests: map("REQUESTS", size_of::<layout::Requests>(), cpus * victims)?,
+            in_flight: map("IN_FLIGHT", size_of::<layout::InFlight>(), cpus * victims)?,
             objectives: map("OBJECTIVES", size_of::<Objective>(), victims)?,
             sentries: map("SENTRIES", size_of::<Sentry>(), victims)?,
             drops: map("DROPS", 8, cpus * Drop::COUNT)?,

@@ -93,8 +93,10 @@ impl Sizes {
         let per_cpu = size_of::<layout::Cpu>() as u64
             + self.slots as u64 * size_of::<layout::Wait>() as u64
             + blame
-            + self.victims as u64 * size_of::<layout::Requests>() as u64;
+            + self.victims as u64 * (size_of::<layout::Requests>() + size_of::<layout::InFlight>()) as u64;
         let table = enforcer_ebpf::table::BUCKET_COUNT as u64 * 64;
-        self.cpus as u64 * per_cpu + table
+        // An entry of an LRU hash: key, value and some 70 bytes of the kernel's own.
+        let early = layout::EARLY_ENTRIES as u64 * 112;
+        self.cpus as u64 * per_cpu + table + early
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     kernel::support::{Sizes, WaitSource},
     model::{GroupId, Levers, Restraint},
     policy::{Class, Policy, Slo},
-    signal::{histogram::Counts, tally::Tally},
+    signal::{histogram::Counts, in_flight::InFlight, tally::Tally},
     units::MilliCores,
 };
 
@@ -104,6 +104,17 @@ impl Time {
     }
 }
 
+/// Requests without an answer.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Waiting {
+    /// At the last look.
+    pub in_flight: InFlight,
+    /// Their connection ended first, since the start.
+    pub unanswered: u64,
+    /// Waited for so long that they no longer count as in flight, since the start.
+    pub written_off: u64,
+}
+
 /// One group.
 #[derive(Clone, Debug)]
 pub struct GroupLedger {
@@ -119,6 +130,8 @@ pub struct GroupLedger {
     pub waits: Durations,
     /// `None`: not measured, see [`Ledger::request_latency_missing`]; or BE.
     pub requests: Option<Durations>,
+    /// Requests without an answer; `None` likewise.
+    pub waiting: Option<Waiting>,
     /// Time waited, by culprit column; only those that ever made it wait.
     pub blame: BTreeMap<u32, Time>,
     /// What enforcer holds the whole group back with.
@@ -191,6 +204,7 @@ impl Ledger {
                 switches: 0,
                 waits: Durations::default(),
                 requests: (is_ls && request_latency_missing.is_none()).then(Durations::default),
+                waiting: None,
                 blame: BTreeMap::new(),
                 restraint: None,
                 restrained: Duration::ZERO,

@@ -11,7 +11,7 @@ use prometheus::{
     proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use super::ledger::{Durations, GroupLedger, Ledger};
+use super::ledger::{Durations, GroupLedger, Ledger, Waiting};
 use crate::{decision::plan::Reason, model::Lever, policy::Class, signal::histogram::Counts};
 
 /// Media type of [`render`]'s text.
@@ -51,6 +51,7 @@ impl Process {
 fn families(ledger: &Ledger, process: &Process) -> Vec<MetricFamily> {
     let mut families = node(ledger);
     families.extend(groups(ledger));
+    families.extend(requests(&ledger.groups));
     families.extend([
         counter(
             "process_cpu_seconds_total",
@@ -209,19 +210,6 @@ fn groups(ledger: &Ledger) -> Vec<MetricFamily> {
             "Waits longer than the objective",
             each(|group| group.slo.run_queue_wait_p99.map(|_| group.waits.tally.slow as f64)),
         ),
-        durations(
-            "enforcer_request_duration_seconds",
-            "From a request's first byte to its response's first byte",
-            groups.iter().filter_map(|group| Some((group, group.requests.as_ref()?))),
-        ),
-        counter(
-            "enforcer_request_slow_total",
-            "Requests slower than the objective",
-            each(|group| {
-                group.slo.request_latency_p99?;
-                Some(group.requests.as_ref()?.tally.slow as f64)
-            }),
-        ),
         gauge(
             "enforcer_slo_seconds",
             "Objective: at most 1 % may be slower",
@@ -268,6 +256,50 @@ fn groups(ledger: &Ledger) -> Vec<MetricFamily> {
             groups.iter().filter_map(|group| {
                 Some(sample([("group", group.name.as_str()), ("cause", group.cause?.label())], 1.0))
             }),
+        ),
+    ]
+}
+
+fn requests(groups: &[GroupLedger]) -> Vec<MetricFamily> {
+    let each = |value: fn(&Waiting) -> f64| {
+        groups
+            .iter()
+            .filter_map(move |group| Some(sample([("group", &group.name)], value(group.waiting.as_ref()?))))
+    };
+    vec![
+        durations(
+            "enforcer_request_duration_seconds",
+            "From a request's first byte to its response's first byte",
+            groups.iter().filter_map(|group| Some((group, group.requests.as_ref()?))),
+        ),
+        counter(
+            "enforcer_request_slow_total",
+            "Requests slower than the objective, answered or not",
+            groups.iter().filter_map(|group| {
+                group.slo.request_latency_p99?;
+                let slow = group.requests.as_ref()?.tally.slow;
+                Some(sample([("group", &group.name)], slow as f64))
+            }),
+        ),
+        gauge(
+            "enforcer_requests_in_flight",
+            "Requests that wait for an answer",
+            each(|waiting| waiting.in_flight.requests as f64),
+        ),
+        gauge(
+            "enforcer_request_oldest_seconds",
+            "How long the oldest request in flight has waited at least; 0 where there is none",
+            each(|waiting| waiting.in_flight.oldest.unwrap_or_default().as_secs_f64()),
+        ),
+        counter(
+            "enforcer_requests_unanswered_total",
+            "Requests whose connection ended before an answer",
+            each(|waiting| waiting.unanswered as f64),
+        ),
+        counter(
+            "enforcer_requests_written_off_total",
+            "Requests that no longer count as in flight because nobody answered for ten minutes",
+            each(|waiting| waiting.written_off as f64),
         ),
     ]
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ledger::{Durations, GroupLedger, Ledger},
+    ledger::{Durations, GroupLedger, Ledger, Waiting},
     metrics::Process,
 };
 use crate::{
@@ -48,6 +48,9 @@ pub struct GroupStatus {
     pub cpu_seconds_total: f64,
     /// `None`: not measured.
     pub requests: Option<DurationsStatus>,
+    /// Requests that wait for an answer now, how long the oldest has, and how many never got one since the agent started.
+    /// `None`: not measured.
+    pub in_flight: Option<InFlightStatus>,
     pub waits: DurationsStatus,
     /// Who ran while this group waited, worst first: name, and waiting time per time.
     pub blame: Vec<(String, f64)>,
@@ -64,6 +67,18 @@ pub struct GroupStatus {
     /// The CPU that its quota leaves it.
     pub limit_cores: Option<f64>,
     pub floor_cores: Option<f64>,
+}
+
+/// Requests without an answer.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct InFlightStatus {
+    pub requests: u64,
+    /// Those that have waited for longer than the objective.
+    pub overdue: u64,
+    /// `None`: none waits.
+    pub oldest_seconds: Option<f64>,
+    /// Their connection ended first.
+    pub unanswered_total: u64,
 }
 
 /// Durations of one kind.
@@ -122,6 +137,7 @@ impl GroupStatus {
                 .requests
                 .as_ref()
                 .map(|requests| DurationsStatus::of(requests, group.slo.request_latency_p99, window)),
+            in_flight: group.waiting.as_ref().map(InFlightStatus::of),
             waits: DurationsStatus::of(&group.waits, group.slo.run_queue_wait_p99, window),
             blame,
             blame_seconds_total: group
@@ -135,6 +151,17 @@ impl GroupStatus {
             evict: group.evict,
             limit_cores: group.restraint.and_then(|restraint| restraint.cores()),
             floor_cores: (group.class == Class::BE).then(|| group.floor.cores()),
+        }
+    }
+}
+
+impl InFlightStatus {
+    fn of(waiting: &Waiting) -> Self {
+        Self {
+            requests: waiting.in_flight.requests,
+            overdue: waiting.in_flight.overdue,
+            oldest_seconds: waiting.in_flight.oldest.map(|oldest| oldest.as_secs_f64()),
+            unanswered_total: waiting.unanswered,
         }
     }
 }

@@ -19,7 +19,7 @@ use super::{
 use crate::policy::Class;
 
 const REFRESH: Duration = Duration::from_secs(1);
-const COLUMNS: [(&str, u16); 11] = [
+const COLUMNS: [(&str, u16); 13] = [
     ("GROUP", 18),
     ("CLASS", 5),
     ("CPU", 6),
@@ -27,6 +27,8 @@ const COLUMNS: [(&str, u16); 11] = [
     ("REQ P50", 8),
     ("REQ P99", 8),
     ("SLO", 8),
+    ("OPEN", 5),
+    ("OLDEST", 7),
     ("WAIT P50", 8),
     ("WAIT P99", 8),
     ("WAITED FOR", 22),
@@ -158,6 +160,8 @@ fn cells(group: &GroupStatus) -> [String; COLUMNS.len()] {
         time(of_requests(|requests| requests.p50_seconds)),
         time(of_requests(|requests| requests.p99_seconds)),
         time(objective),
+        group.in_flight.map_or_else(|| "-".to_owned(), |open| open.requests.to_string()),
+        time(group.in_flight.and_then(|open| open.oldest_seconds)),
         time(group.waits.p50_seconds),
         time(group.waits.p99_seconds),
         culprit,
@@ -185,11 +189,14 @@ fn styles(group: &GroupStatus) -> [Style; COLUMNS.len()] {
     if group.requests.as_ref().is_some_and(missed) {
         styles[5] = alarm;
     }
-    if missed(&group.waits) {
+    if group.in_flight.is_some_and(|open| open.overdue > 0) {
         styles[8] = alarm;
     }
+    if missed(&group.waits) {
+        styles[10] = alarm;
+    }
     if group.restraint.is_some() {
-        styles[10] = Style::new().fg(Color::Yellow);
+        styles[12] = Style::new().fg(Color::Yellow);
     }
     styles
 }

@@ -1,6 +1,8 @@
 //! Counters and a time go in, rates and verdicts on evidence come out. Pure.
 #![deny(clippy::disallowed_methods)]
 
+pub mod answers;
 pub mod histogram;
+pub mod in_flight;
 pub mod pace;
 pub mod tally;

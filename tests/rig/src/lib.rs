@@ -11,6 +11,7 @@ pub mod cast;
 pub mod client;
 pub mod cpuset;
 pub mod interrupt;
+pub mod loss;
 pub mod measured;
 pub mod page;
 pub mod process;

@@ -48,6 +48,11 @@ enum Command {
         #[command(flatten)]
         manner: Manner,
     },
+    /// Send datagrams back over UDP until killed; prints the address.
+    ServeDatagrams {
+        #[arg(long, default_value = "127.0.0.1:0")]
+        listen: SocketAddr,
+    },
     /// Load a server and print what was measured as JSON.
     Load {
         #[arg(long)]
@@ -94,6 +99,7 @@ fn main() -> Result<()> {
     }
     match cli.command {
         Command::Serve { listen, cost, manner } => server::serve(listen, cost, manner),
+        Command::ServeDatagrams { listen } => server::serve_datagrams(listen),
         Command::Load { to, load, real_time } => {
             if real_time {
                 become_real_time();

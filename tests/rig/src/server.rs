@@ -3,7 +3,7 @@
 use std::{
     hint::black_box,
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::protocol::ECHO_BYTES;
+use crate::{loss::lose_one_in, protocol::ECHO_BYTES};
 
 /// What one request costs.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -36,6 +36,12 @@ pub struct Manner {
     /// Parts of an answer, each as long as a request.
     #[arg(long, default_value_t = 1)]
     pub parts: u32,
+    /// Hang up when asked, without an answer.
+    #[arg(long)]
+    pub hang_up: bool,
+    /// Lose one of so many packets that come in.
+    #[arg(long)]
+    pub lose_one_in: Option<u32>,
     /// Between parts, in microseconds.
     #[arg(long, default_value_t = 0)]
     pub pause_us: u64,
@@ -63,6 +69,20 @@ pub fn serve(listen: SocketAddr, cost: Cost, manner: Manner) -> Result<()> {
     Ok(())
 }
 
+/// Sends every datagram back, until the process is killed. Prints the address first.
+///
+/// # Errors
+/// Where the address cannot be bound.
+pub fn serve_datagrams(listen: SocketAddr) -> Result<()> {
+    let socket = UdpSocket::bind(listen).with_context(|| format!("cannot receive on {listen}"))?;
+    println!("{}", socket.local_addr()?);
+    let mut datagram = [0; 2048];
+    loop {
+        let (length, from) = socket.recv_from(&mut datagram)?;
+        socket.send_to(&datagram[..length], from)?;
+    }
+}
+
 fn answer(
     mut connection: TcpStream,
     cost: Cost,
@@ -71,6 +91,9 @@ fn answer(
     number: usize,
 ) -> std::io::Result<()> {
     connection.set_nodelay(true)?;
+    if let Some(number) = manner.lose_one_in {
+        lose_one_in(&connection, number)?;
+    }
     let mut request = [0; ECHO_BYTES];
     if manner.greet {
         connection.write_all(&request)?;
@@ -78,6 +101,9 @@ fn answer(
     let mut place = walk.start(number);
     loop {
         connection.read_exact(&mut request)?;
+        if manner.hang_up {
+            return Ok(());
+        }
         place = walk.go(place, cost.steps);
         spin(Duration::from_micros(cost.spin_us));
         connection.write_all(&request)?;

@@ -1,13 +1,19 @@
 //! The probes and the agent on the kernel that runs this test: this host's, or that of a virtual machine.
 
+mod in_flight;
 mod levers;
 mod limits;
+mod network;
 mod requests;
 mod scene;
+mod servers;
 mod waits;
 
 use enforcer_tests::needs::{
-    Need::{CpuIdle, Ipv6, Probes, Root, SchedInfo, TwoCpus, V1Cpu},
+    Need::{
+        Ab, CpuIdle, Curl, Ipv6, NetworkNamespace, Nginx, OpenSsl, Probes, Redis, Root, SchedInfo, TwoCpus,
+        V1Cpu,
+    },
     trial,
 };
 use libtest_mimic::Arguments;
@@ -42,6 +48,26 @@ fn main() {
         trial("a_half_closed_connection_is_answered", &[Root, Probes], requests::half_closed),
         trial("calls_to_others_are_not_requests_served", &[Root, Probes], requests::client_role),
         trial("slow_requests_are_told_from_fast_ones", &[Root, Probes], requests::slow_ones),
+        trial("what_is_sent_again_counts_once", &[Root, Probes], network::retransmits),
+        trial("datagrams_are_not_counted_and_pass_unharmed", &[Root, Probes], network::datagrams),
+        trial(
+            "in_the_hosts_network_only_the_groups_own_requests_count",
+            &[Root, Probes],
+            network::host_network,
+        ),
+        trial(
+            "a_network_namespace_of_its_own_makes_no_difference",
+            &[Root, Probes, NetworkNamespace],
+            network::own_namespace,
+        ),
+        trial("redis_is_counted_to_the_last_request", &[Root, Probes, Redis], servers::redis),
+        trial("nginx_is_counted_to_the_last_request", &[Root, Probes, Nginx, Ab], servers::nginx),
+        trial("under_tls_the_handshake_counts_as_well", &[Root, Probes, Nginx, OpenSsl, Curl], servers::tls),
+        trial("a_stopped_servers_requests_grow_old", &[Root, Probes], in_flight::stopped_server),
+        trial("connections_broken_off_leave_nothing_in_flight", &[Root, Probes], in_flight::broken_off),
+        trial("a_server_that_hangs_up_leaves_nothing_in_flight", &[Root, Probes], in_flight::hung_up),
+        trial("a_killed_client_leaves_nothing_in_flight", &[Root, Probes], in_flight::killed_client),
+        trial("a_stuck_server_raises_the_alarm", &[Root, Probes, TwoCpus], in_flight::alarm),
         trial(
             "be_is_squeezed_while_it_hurts_and_restored_on_sigterm",
             &[Root, Probes, TwoCpus],

@@ -27,21 +27,21 @@ use rustix::net::{self, AddressFamily, SocketType, sockopt};
 
 use crate::waits::{key, load};
 
-const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-const VICTIM: u32 = 1;
+pub const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+pub const VICTIM: u32 = 1;
 const CULPRIT_LS: u32 = 3;
 const REQUESTS: u64 = 500;
 
 /// An LS group whose requests are measured.
-struct Scene {
-    loaded: Loaded,
+pub struct Scene {
+    pub loaded: Loaded,
     _links: RequestLinks,
-    ls: Group,
-    _sandbox: Sandbox,
+    pub ls: Group,
+    pub sandbox: Sandbox,
 }
 
 impl Scene {
-    fn new() -> Result<Self> {
+    pub fn new() -> Result<Self> {
         let sandbox = Sandbox::new("enforcer-test")?;
         let ls = sandbox.group("ls", 1024)?;
         let mut loaded = load(WaitSource::SchedInfo, Identity::V2, 16)?;
@@ -51,15 +51,15 @@ impl Scene {
         loaded.slots.allot(key(&ls, Hierarchy::V2)?, VICTIM, CULPRIT_LS, Duration::ZERO, |_| {})?;
         let directory = File::open(ls.v2_directory().context("no v2 hierarchy")?)?;
         let links = loaded.probes.attach_request_latency(&directory)?;
-        Ok(Self { loaded, _links: links, ls, _sandbox: sandbox })
+        Ok(Self { loaded, _links: links, ls, sandbox })
     }
 
     /// A server in the group; each request takes this long at least.
-    fn server(&self, listen: SocketAddr, spin: Duration) -> Result<(Process, SocketAddr)> {
+    pub fn server(&self, listen: SocketAddr, spin: Duration) -> Result<(Process, SocketAddr)> {
         self.server_with(listen, &["--spin-us", &spin.as_micros().to_string()])
     }
 
-    fn server_with(&self, listen: SocketAddr, options: &[&str]) -> Result<(Process, SocketAddr)> {
+    pub fn server_with(&self, listen: SocketAddr, options: &[&str]) -> Result<(Process, SocketAddr)> {
         let mut command = workload_in(&self.ls)?;
         command.args(["serve", "--steps", "0", "--memory-mib", "1", "--listen", &listen.to_string()]);
         command.args(options);
@@ -69,9 +69,13 @@ impl Scene {
     }
 
     /// So many requests were counted, and nothing was dropped.
-    fn has_served(&self, expected: u64) -> Result<()> {
+    pub fn has_served(&self, expected: u64) -> Result<()> {
         let served = self.loaded.counters.requests(VICTIM).served;
         ensure!(served == expected, "{served} requests were counted, not {expected}");
+        self.nothing_dropped()
+    }
+
+    pub fn nothing_dropped(&self) -> Result<()> {
         for cause in [Drop::NoSocketState, Drop::Unparsable, Drop::UnknownGroup] {
             let count = self.loaded.counters.drops(cause);
             ensure!(count == 0, "{count} dropped: {cause:?}");
@@ -95,7 +99,7 @@ impl Scene {
 }
 
 /// Sends requests one after the other.
-fn ask(server: SocketAddr, requests: u64) -> Result<()> {
+pub fn ask(server: SocketAddr, requests: u64) -> Result<()> {
     let mut connection = TcpStream::connect(server)?;
     connection.set_nodelay(true)?;
     let mut message = [7; ECHO_BYTES];
