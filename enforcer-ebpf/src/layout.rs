@@ -84,6 +84,15 @@ pub struct Cpu {
     pub segments: [Segment; SEGMENTS],
 }
 
+impl Cpu {
+    /// The segment that goes on.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "of the remainder, nothing is lost")]
+    pub const fn current(&self) -> &Segment {
+        &self.segments[self.head as usize % SEGMENTS]
+    }
+}
+
 /// Run-queue waits and CPU time of one cgroup on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -138,6 +147,45 @@ pub const fn in_flight_bucket(since_ns: u64) -> usize {
 
 /// Connections whose first request came in before they had a socket, remembered at once.
 pub const EARLY_ENTRIES: u32 = 1024;
+
+/// Why a task has to wait until memory has been made free.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StallCause {
+    /// The node is short of free pages.
+    DirectReclaim = 0,
+    /// A limit of the task's memory cgroup, or of one above it, is reached.
+    MemcgReclaim = 1,
+    /// No free pages that lie together.
+    Compaction = 2,
+}
+
+impl StallCause {
+    pub const COUNT: usize = 3;
+    pub const ALL: [Self; Self::COUNT] = [Self::DirectReclaim, Self::MemcgReclaim, Self::Compaction];
+}
+
+/// Stalls of one cause.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Stall {
+    /// Stalls that have ended.
+    pub count: u64,
+    /// Their time, summed over tasks.
+    pub ns: u64,
+}
+
+/// What want of memory did to one cgroup, counted on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// By [`StallCause`].
+    pub stalls: [Stall; StallCause::COUNT],
+    /// Tasks that the kernel chose to kill.
+    pub oom_kills: u64,
+    /// Fills the cache line.
+    pub reserved: u64,
+}
 
 /// What counts as slow for one victim. `u64::MAX`: nothing does.
 #[repr(C)]
@@ -227,10 +275,12 @@ pub enum Drop {
     UnknownGroup = 5,
     /// The agent did not take earlier onsets from the ring in time; it finds out at its next tick.
     OnsetRingFull = 6,
+    /// Too many tasks stall at once; a stall will be missing.
+    StallTableFull = 7,
 }
 
 impl Drop {
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 8;
     pub const ALL: [Self; Self::COUNT as usize] = [
         Self::NoClock,
         Self::NegativeWait,
@@ -239,6 +289,7 @@ impl Drop {
         Self::Unparsable,
         Self::UnknownGroup,
         Self::OnsetRingFull,
+        Self::StallTableFull,
     ];
 }
 
@@ -248,6 +299,7 @@ const _: () = {
     assert!(size_of::<Wait>() == 416);
     assert!(size_of::<Requests>() == 424);
     assert!(size_of::<InFlight>() == 512);
+    assert!(size_of::<Memory>() == 64);
     assert!(size_of::<Objective>() == 16);
     assert!(size_of::<Sentry>() == 64);
     assert!(size_of::<Onset>() == 16);
@@ -272,7 +324,11 @@ mod tests {
             times.iter().position(|&at| pace.is_exceeded(at))
         };
         assert_eq!(exceeded(&[1000, 1001, 1002, 1003, 1004]), Some(4), "the fifth at once");
-        assert_eq!(exceeded(&[1000, 1050, 1100, 1150, 1200, 1250, 1300, 1350]), Some(7), "twice as thick");
+        assert_eq!(
+            exceeded(&[1000, 1050, 1100, 1150, 1200, 1250, 1300, 1350, 1400]),
+            Some(8),
+            "twice as thick"
+        );
         let at_pace: Vec<u64> = (10..1000).map(|n| n * 100).collect();
         assert_eq!(exceeded(&at_pace), None);
         assert!(!Pace::default().is_exceeded(5), "nobody wants to know");

@@ -16,13 +16,13 @@ use aya_ebpf::{
 };
 use enforcer_ebpf::{
     histogram::{Histogram, bucket_of},
-    layout::{Cpu, Drop, EARLY_ENTRIES, InFlight, Objective, Requests, Sentry, Wait},
+    layout::{Cpu, Drop, EARLY_ENTRIES, InFlight, Memory, Objective, Requests, Sentry, Wait},
     table::{BUCKET_COUNT, Bucket},
 };
 
 use crate::probes::request_latency::Connection;
 
-/// Slots per CPU in [`WAITS`].
+/// Slots per CPU in [`WAITS`] and [`MEMORY`].
 #[unsafe(no_mangle)]
 static SLOTS: Global<u32> = Global::new(1);
 /// Victim rows per CPU in [`BLAME`], [`REQUESTS`] and [`IN_FLIGHT`].
@@ -44,6 +44,9 @@ static CPUS: Array<Cpu> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Waits and CPU time: CPUs × slots × 416 bytes.
 #[map]
 static WAITS: Array<Wait> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Memory stalls and OOM kills: CPUs × slots × 64 bytes.
+#[map]
+static MEMORY: Array<Memory> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Time waited, by victim and culprit: CPUs × victims × culprits × 8 bytes.
 #[map]
 static BLAME: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -66,6 +69,9 @@ pub static SENTRIES: Array<Sentry> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Onsets of trouble on their way to the agent: 4 KiB, which hold 170 of them.
 #[map]
 pub static ONSETS: RingBuf = RingBuf::with_byte_size(4096, 0);
+/// Since when a task has stalled, by thread id and cause. As many as may stall at once: 4,096 × about 72 bytes.
+#[map]
+pub static STALLING: HashMap<u64, u64> = HashMap::with_max_entries(4096, 0);
 /// One per measured connection; the kernel frees it with the socket.
 #[btf_map]
 pub static CONNECTIONS: SkStorage<Connection> = SkStorage::new();
@@ -96,6 +102,13 @@ impl ThisCpu {
     pub fn wait(self, slot: u32) -> Option<&'static mut Wait> {
         // SAFETY: as for `segments`.
         unsafe { Some(&mut *WAITS.get_ptr_mut(self.0 * SLOTS.load() + slot)?) }
+    }
+
+    #[inline(always)]
+    pub fn memory(self, slot: u32) -> Option<&'static mut Memory> {
+        // SAFETY: this CPU's element, written in the context of tasks only. A task that takes the CPU within the few
+        // instructions that count one may lose a count, which is acceptable.
+        unsafe { Some(&mut *MEMORY.get_ptr_mut(self.0 * SLOTS.load() + slot)?) }
     }
 
     #[inline(always)]

@@ -61,6 +61,17 @@ pub struct GroupSnapshot {
     pub in_flight: Option<InFlight>,
     /// Waits for a CPU, likewise.
     pub waits: Option<Tally>,
+    /// Milliseconds, and how many of them tasks were stalled for want of memory, in units of the objective: see
+    /// [`crate::signal::memory::StallCounter`]. `None`: not measured, or nothing promised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_stalls: Option<Tally>,
+    /// Memory in use, when it was looked at last. `None`: the group has no directory with a memory controller.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// LS groups: who is likely to use the memory that it stalled for in the last second. `None`: it did not, or nobody
+    /// stands out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_user: Option<GroupId>,
     /// Share of the last second in which the group's own quota kept it from running. `None`: not looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub throttled: Option<f64>,
@@ -104,16 +115,18 @@ impl Levers {
 pub enum Signal {
     RequestLatency,
     RunQueueWait,
+    MemoryStall,
 }
 
 impl Signal {
-    pub const ALL: [Self; 2] = [Self::RequestLatency, Self::RunQueueWait];
+    pub const ALL: [Self; 3] = [Self::RequestLatency, Self::RunQueueWait, Self::MemoryStall];
 
     /// What the group's snapshot says of it.
     pub const fn of(self, group: &GroupSnapshot) -> Option<Tally> {
         match self {
             Self::RequestLatency => group.requests,
             Self::RunQueueWait => group.waits,
+            Self::MemoryStall => group.memory_stalls,
         }
     }
 }
@@ -123,6 +136,7 @@ impl std::fmt::Display for Signal {
         f.write_str(match self {
             Self::RequestLatency => "request latency",
             Self::RunQueueWait => "run-queue wait",
+            Self::MemoryStall => "memory stall",
         })
     }
 }
@@ -181,10 +195,12 @@ pub enum Lever {
     Quota,
     /// Fewer CPUs.
     Cpuset,
+    /// Less memory: what is above is reclaimed, and tasks that want more are slowed down.
+    Memory,
 }
 
 impl Lever {
-    pub const ALL: [Self; 4] = [Self::Freeze, Self::Idle, Self::Quota, Self::Cpuset];
+    pub const ALL: [Self; 5] = [Self::Freeze, Self::Idle, Self::Quota, Self::Cpuset, Self::Memory];
 
     /// A fixed word for metric labels and logs.
     pub const fn label(self) -> &'static str {
@@ -193,6 +209,7 @@ impl Lever {
             Self::Idle => "idle",
             Self::Quota => "quota",
             Self::Cpuset => "cpuset",
+            Self::Memory => "memory",
         }
     }
 }
@@ -210,6 +227,9 @@ pub struct Restraint {
     /// Runs on so many CPUs only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,
+    /// Uses so many bytes of memory only, shared equally by its directories.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_high: Option<u64>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
@@ -220,7 +240,7 @@ const fn is_false(flag: &bool) -> bool {
 impl Restraint {
     /// Only a quota.
     pub const fn quota(limit: CpuLimit) -> Self {
-        Self { frozen: false, idle: false, quota: Some(limit), cpus: None }
+        Self { frozen: false, idle: false, quota: Some(limit), cpus: None, memory_high: None }
     }
 
     /// Whether a lever is pulled.
@@ -230,6 +250,7 @@ impl Restraint {
             Lever::Idle => self.idle,
             Lever::Quota => self.quota.is_some(),
             Lever::Cpuset => self.cpus.is_some(),
+            Lever::Memory => self.memory_high.is_some(),
         }
     }
 
@@ -241,7 +262,7 @@ impl Restraint {
 
 /// A word that names no lever.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no lever: freeze, idle, quota and cpuset are")]
+#[error("`{0}` is no lever: freeze, idle, quota, cpuset and memory are")]
 pub struct NoLever(String);
 
 impl std::str::FromStr for Lever {
@@ -264,6 +285,7 @@ impl std::fmt::Display for Restraint {
         }
         parts.extend(self.cores().map(|cores| format!("{cores:.2} cores")));
         parts.extend(self.cpus.map(|cpus| format!("on {cpus} CPUs")));
+        parts.extend(self.memory_high.map(|bytes| format!("{} MiB", bytes >> 20)));
         f.write_str(&if parts.is_empty() { "free".to_owned() } else { parts.join(", ") })
     }
 }

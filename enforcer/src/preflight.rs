@@ -2,13 +2,14 @@
 
 use std::{fmt, fs, path::Path};
 
+use enforcer_ebpf::layout::StallCause;
 use rustix::process::geteuid;
 use serde::Serialize;
 
 use crate::{
     cgroup::hierarchy::{Layout, Mounts},
     kernel::{
-        probes::{Identity, Probes, possible_cpus},
+        probes::{Identity, MemoryProbes, Probes, possible_cpus},
         support::{Sizes, Support, WaitSource},
     },
 };
@@ -78,6 +79,7 @@ pub fn look(cgroup_root: &Path) -> Found {
     let probes = probes();
     let mut therefore = probes.therefore;
     findings.extend(probes.findings);
+    findings.extend(mounts.as_ref().ok().map(memory_use));
     findings.push(psi());
     findings.push(pmu());
     if let Ok(mounts) = &mounts {
@@ -163,7 +165,38 @@ fn probes() -> ProbeFindings {
                 .push("requests are not measured: objectives on requestLatency have no effect".to_owned());
         }
     }
+    let memory = &loaded.probes.memory;
+    findings.extend(memory_probes(memory));
+    therefore.push(if memory.any_stalls() {
+        "time stalled for want of memory is measured per group".to_owned()
+    } else {
+        "memory stalls are not measured: objectives on memoryStall have no effect".to_owned()
+    });
     ProbeFindings { findings, therefore }
+}
+
+fn memory_probes(probes: &MemoryProbes) -> Vec<Finding> {
+    const MEASURED_OTHERWISE: &str = "none is needed: PSI and memory.events tell of it as a whole";
+    let mut findings = Vec::new();
+    for (cause, what) in StallCause::ALL.into_iter().zip(["direct reclaim", "memcg reclaim", "compaction"]) {
+        if let Some(why) = &probes.stalls_missing[cause as usize] {
+            findings.push(lacking(
+                "probe: stalls",
+                &format!("{what}: {}", short(why)),
+                MEASURED_OTHERWISE.to_owned(),
+            ));
+        }
+    }
+    if findings.is_empty() {
+        findings.push(good("probe: stalls", "direct reclaim, memcg reclaim, compaction".to_owned()));
+    }
+    findings.push(match &probes.oom_kills_missing {
+        None => good("probe: OOM kills", "one program".to_owned()),
+        Some(why) => {
+            lacking("probe: OOM kills", &short(why), "none is needed: memory.events counts them".to_owned())
+        }
+    });
+    findings
 }
 
 fn kernel() -> Finding {
@@ -197,6 +230,15 @@ fn privileges() -> Finding {
     }
     let fact = format!("missing {}", missing.join(", "));
     fatal("privileges", &fact, "run as root, or in a privileged container".to_owned())
+}
+
+/// Where it is told how much memory a group uses.
+fn memory_use(mounts: &Mounts) -> Finding {
+    match (&mounts.v1_memory, &mounts.v2) {
+        (Some(v1), _) => good("memory use", format!("v1 at {}: not how much is reclaimed", v1.display())),
+        (None, Some(v2)) if is_enabled(v2, "memory") => good("memory use", format!("v2 at {}", v2.display())),
+        _ => lacking("memory use", "no memory controller", enable("memory")),
+    }
 }
 
 fn psi() -> Finding {
@@ -245,11 +287,6 @@ fn levers(mounts: &Mounts) -> Vec<Finding> {
         None => (in_v2("cpu"), in_v2("cpuset")),
     };
     let quota = if mounts.v1_cpu.is_some() { "cpu.cfs_quota_us" } else { "cpu.max" };
-    let enable = |controller| {
-        format!(
-            "enable it for all directories: echo +{controller} > cgroup.subtree_control, from the root down"
-        )
-    };
     let memory_cure = match mounts.layout() {
         Layout::V2 => enable("memory"),
         Layout::Hybrid | Layout::V1 => {
@@ -275,6 +312,10 @@ fn levers(mounts: &Mounts) -> Vec<Finding> {
             "use cgroup v2 and Linux 5.2 or newer",
         ),
     ]
+}
+
+fn enable(controller: &str) -> String {
+    format!("enable it for all directories: echo +{controller} > cgroup.subtree_control, from the root down")
 }
 
 /// Whether directories right below the root of the v2 hierarchy have a controller's files.

@@ -31,6 +31,48 @@ impl std::fmt::Display for MilliCores {
     }
 }
 
+/// A part of a whole, in millionths.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Share {
+    pub millionths: u32,
+}
+
+impl Share {
+    /// So many percent.
+    pub const fn percent(percent: u32) -> Self {
+        Self { millionths: percent * 10_000 }
+    }
+
+    /// From 0 to 1.
+    pub fn ratio(self) -> f64 {
+        f64::from(self.millionths) / 1e6
+    }
+}
+
+impl std::fmt::Display for Share {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}%", f64::from(self.millionths) / 1e4)
+    }
+}
+
+/// A text that is no share.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no share: write percent, such as 1% or 0.5%")]
+pub struct NotShare(String);
+
+impl FromStr for Share {
+    type Err = NotShare;
+
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and a million")]
+    fn from_str(text: &str) -> Result<Self, NotShare> {
+        let percent: Option<f64> = text.strip_suffix('%').and_then(|number| number.trim().parse().ok());
+        let percent = percent.filter(|percent| (0.0..=100.0).contains(percent));
+        let share = percent.map(|percent| Self { millionths: (percent * 1e4).round() as u32 });
+        share.ok_or_else(|| NotShare(text.to_owned()))
+    }
+}
+
 /// A text that is no CPU quantity.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no CPU quantity: write cores (0.5) or thousandths of one (500m)")]
@@ -53,6 +95,17 @@ impl FromStr for MilliCores {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_share_is_written_in_percent() {
+        for (text, millionths) in [("1%", 10_000), ("0.5%", 5_000), ("2.5 %", 25_000), ("100%", 1_000_000)] {
+            assert_eq!(text.parse(), Ok(Share { millionths }), "{text}");
+        }
+        for text in ["", "1", "0.01", "-1%", "101%", "NaN%", "one%"] {
+            assert!(text.parse::<Share>().is_err(), "{text}");
+        }
+        assert_eq!(Share { millionths: 5_000 }.to_string(), "0.5%");
+    }
 
     #[test]
     fn cpu_is_written_in_cores_or_milli_cores() {

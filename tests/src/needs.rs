@@ -28,6 +28,16 @@ pub enum Need {
     NetworkNamespace,
     /// Directories that run only where nobody else wants the CPU.
     CpuIdle,
+    /// A memory controller, in v1 or v2.
+    Memory,
+    /// A memory controller in v2, which alone has `memory.high`.
+    MemoryV2,
+    /// A memory controller in v1.
+    MemoryV1,
+    /// PSI of cgroups.
+    Psi,
+    /// So little memory that a test may use all of it.
+    LittleMemory,
 }
 
 impl Need {
@@ -58,6 +68,11 @@ impl Need {
                 "no unshare or no ip: install util-linux and iproute2",
             ),
             Self::OpenSsl => (program("openssl").is_ok(), "no openssl: run `cargo xtask setup`"),
+            Self::Memory => (has_memory(), "no memory controller"),
+            Self::MemoryV2 => (has_memory() && !has_v1_memory(), "no memory controller in cgroup v2"),
+            Self::MemoryV1 => (has_v1_memory(), "no memory controller in cgroup v1"),
+            Self::Psi => (Path::new("/proc/pressure/memory").exists(), "no PSI: boot with psi=1"),
+            Self::LittleMemory => (has_little_memory(), "more memory than a test should fill"),
         };
         (!is_met).then_some(why)
     }
@@ -82,6 +97,26 @@ fn has_cpu_idle() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap_or_default());
     (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default()) >= (5, 15)
+}
+
+fn has_memory() -> bool {
+    enforcer::cgroup::hierarchy::Mounts::below(Path::new("/sys/fs/cgroup")).is_ok_and(|mounts| {
+        let offers_memory = |v2: &Path| {
+            let offered = std::fs::read_to_string(v2.join("cgroup.controllers")).unwrap_or_default();
+            offered.split_whitespace().any(|controller| controller == "memory")
+        };
+        mounts.v1_memory.is_some() || mounts.v2.as_deref().is_some_and(offers_memory)
+    })
+}
+
+fn has_v1_memory() -> bool {
+    enforcer::cgroup::hierarchy::Mounts::below(Path::new("/sys/fs/cgroup"))
+        .is_ok_and(|mounts| mounts.v1_memory.is_some())
+}
+
+fn has_little_memory() -> bool {
+    // The unit is a byte on 64-bit machines.
+    rustix::system::sysinfo().totalram < 4 << 30
 }
 
 fn is_hybrid_or_v1() -> bool {

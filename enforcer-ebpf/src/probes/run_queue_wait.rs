@@ -26,7 +26,7 @@ pub fn run_queue_wait(ctx: BtfTracePointContext) -> i32 {
     }
 
     let place = next.place();
-    let current = segments.segments[segments.head as usize % SEGMENTS];
+    let current = *segments.current();
     // The first segment of each CPU has no beginning.
     if current.since_ns != 0
         && let Some(ran) = cpu.wait(current.place.slot())

@@ -67,6 +67,11 @@ impl Entry {
         self.before = std::mem::replace(&mut self.ours, setting);
     }
 
+    /// It was not written after all.
+    pub fn take_back(&mut self) {
+        self.ours = self.before.clone();
+    }
+
     /// Takes a value that somebody else wrote for the owner's.
     pub fn adopt(&mut self, found: &Setting) {
         self.owner = found.clone();

@@ -7,10 +7,20 @@
 pub mod journal;
 pub mod lease;
 pub mod split;
+mod writer;
 
-use std::{borrow::Cow, cmp::Reverse, collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    borrow::Cow,
+    cmp::Reverse,
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
-use self::journal::{Entry, Journal};
+use self::{
+    journal::{Entry, Journal},
+    writer::{Progress, Writer},
+};
 use crate::{
     cgroup::{
         hierarchy::{Hierarchy, Mounts},
@@ -24,6 +34,10 @@ use crate::{
 const COMPARE: Duration = Duration::from_secs(1);
 /// A directory that somebody else keeps writing is left to them for so long: two agents must not fight.
 const YIELD: Duration = Duration::from_secs(10);
+
+/// At the end, writes that the kernel is busy with are waited for so long: it takes a value first and reclaims afterwards,
+/// so the owner's value, written meanwhile, stays.
+const END: Duration = Duration::from_secs(1);
 
 /// A file that could not be read or written; the others were.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +76,7 @@ pub struct Actuator {
     held: BTreeMap<(Lever, PathBuf), Held>,
     compare_at: Duration,
     shadow: bool,
+    writer: Writer,
 }
 
 #[derive(Debug)]
@@ -69,6 +84,8 @@ struct Held {
     file: SettingFile,
     entry: Entry,
     yielded_until: Duration,
+    /// A write that may block, handed over.
+    pending: Option<Progress>,
 }
 
 /// Children before their parents, which is the order of writing: a v1 parent's quota must be lowered last.
@@ -76,8 +93,9 @@ type Wanted<'a> = BTreeMap<(Lever, Reverse<PathBuf>), (&'a Directory, Setting)>;
 
 impl Actuator {
     /// Holds nothing yet. In shadow mode nothing is ever written.
-    pub const fn new(mounts: Mounts, journal: Journal, shadow: bool) -> Self {
-        Self { mounts, journal, held: BTreeMap::new(), compare_at: Duration::ZERO, shadow }
+    pub fn new(mounts: Mounts, journal: Journal, shadow: bool) -> Self {
+        let writer = Writer::default();
+        Self { mounts, journal, held: BTreeMap::new(), compare_at: Duration::ZERO, shadow, writer }
     }
 
     /// Directories whose owner's value is replaced now.
@@ -91,6 +109,7 @@ impl Actuator {
         if self.shadow {
             return applied;
         }
+        self.collect(&mut applied);
         if now >= self.compare_at {
             self.compare_at = now + COMPARE;
             self.compare(now, &mut applied);
@@ -107,12 +126,58 @@ impl Actuator {
         let due = self.intend(now, wanted, &mut applied);
         if self.save(&mut applied) {
             for key in due {
-                match self.held[&key].file.write(&self.held[&key].entry.ours) {
-                    Ok(()) => applied.writes += 1,
-                    Err(setting::Error::Gone(_)) => drop(self.held.remove(&key)),
-                    Err(err) => applied.errors.push(err.into()),
-                }
+                self.write(&key, &mut applied);
             }
+        }
+        applied
+    }
+
+    /// The journal knows of it.
+    fn write(&mut self, key: &(Lever, PathBuf), applied: &mut Applied) {
+        let held = self.held.get_mut(key).expect("BUG: due and not held");
+        if held.entry.ours.may_block() {
+            let file = SettingFile::new(held.entry.hierarchy, key.1.clone(), key.0);
+            held.pending = self.writer.submit(file, held.entry.ours.clone());
+            if held.pending.is_none() {
+                held.entry.take_back();
+            }
+            return;
+        }
+        let written = held.file.write(&held.entry.ours);
+        self.note(key, written, applied);
+    }
+
+    fn note(&mut self, key: &(Lever, PathBuf), written: Result<(), setting::Error>, applied: &mut Applied) {
+        match written {
+            Ok(()) => applied.writes += 1,
+            Err(setting::Error::Gone(_)) => drop(self.held.remove(key)),
+            Err(err) => applied.errors.push(err.into()),
+        }
+    }
+
+    /// Takes note of the writes that were handed over and are done.
+    fn collect(&mut self, applied: &mut Applied) {
+        let outcome = |held: &mut Held| {
+            let outcome = held.pending.as_ref()?.take_outcome()?;
+            held.pending = None;
+            Some(outcome)
+        };
+        let all = self.held.iter_mut();
+        let done: Vec<_> = all.filter_map(|(key, held)| Some((key.clone(), outcome(held)?))).collect();
+        for (key, written) in done {
+            self.note(&key, written, applied);
+        }
+    }
+
+    /// Puts every owner's value back and waits until that is certain, or for a second.
+    pub fn finish(&mut self) -> Applied {
+        let until = Instant::now() + END;
+        let mut applied = self.release_all();
+        while self.held.values().any(|held| held.pending.is_some()) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+            let more = self.release_all();
+            applied.writes += more.writes;
+            applied.errors.extend(more.errors);
         }
         applied
     }
@@ -120,6 +185,7 @@ impl Actuator {
     /// Puts every owner's value back.
     pub fn release_all(&mut self) -> Applied {
         let mut applied = Applied::default();
+        self.collect(&mut applied);
         self.release_all_but(&Wanted::new(), &mut applied);
         self.save(&mut applied);
         applied
@@ -160,7 +226,7 @@ impl Actuator {
             }
             let held = self.held.get_mut(&key).expect("BUG: just inserted");
             let setting = setting.within(&held.entry.owner);
-            if held.entry.ours != setting && now >= held.yielded_until {
+            if held.entry.ours != setting && held.pending.is_none() && now >= held.yielded_until {
                 held.entry.intend(setting);
                 due.push(key);
             }
@@ -173,10 +239,16 @@ impl Actuator {
             if wanted.contains_key(&(*lever, Reverse(path.clone()))) {
                 return true;
             }
+            // What waits its turn is called off. What is being written right now is overwritten, and looked at again
+            // when it is done, in case it came second.
+            held.pending.take_if(|pending| pending.call_off());
             match held.entry.restore(&held.file) {
                 Ok(written) => {
                     applied.writes += u64::from(written);
-                    false
+                    if held.pending.is_some() && held.entry.ours != held.entry.owner {
+                        held.entry.intend(held.entry.owner.clone());
+                    }
+                    held.pending.is_some()
                 }
                 Err(setting::Error::Gone(_)) => false,
                 Err(err) => {
@@ -223,13 +295,13 @@ fn hold(directory: &Directory, (lever, path): &(Lever, PathBuf)) -> Result<Held,
     let file = SettingFile::new(directory.hierarchy, path.clone(), *lever);
     let owner = file.read()?;
     let entry = Entry::new(directory.hierarchy, path.clone(), directory.inode, owner);
-    Ok(Held { file, entry, yielded_until: Duration::ZERO })
+    Ok(Held { file, entry, yielded_until: Duration::ZERO, pending: None })
 }
 
 impl Drop for Actuator {
     /// The last resort, for a panic on the loop; a normal exit has released everything by then.
     fn drop(&mut self) {
-        for err in self.release_all().errors {
+        for err in self.finish().errors {
             tracing::error!(%err, "a limit could not be restored; `enforcer restore` tries again");
         }
     }

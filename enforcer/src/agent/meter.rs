@@ -18,8 +18,8 @@ use crate::{
         tree::Directory,
     },
     kernel::{
-        counters::{Counters, RequestTotals, Running, WaitTotals},
-        probes::{Probes, RequestLinks},
+        counters::{Counters, MemoryTotals, RequestTotals, Running, WaitTotals},
+        probes::{MemoryProbes, Probes, RequestLinks},
         slots::SlotTable,
     },
     model::{Blame, Culprit, GroupId, GroupSnapshot, Levers, Signal, Snapshot},
@@ -29,8 +29,9 @@ use crate::{
         answers::{Answers, Totals},
         histogram::Counts,
         in_flight::{Ages, Look},
+        memory::StallCounter,
         pace,
-        tally::Tally,
+        tally::{ALLOWED, Tally},
     },
 };
 
@@ -94,6 +95,12 @@ struct Group {
     throttling: Throttling,
     levers: Levers,
     rates: [Rate; Signal::ALL.len()],
+    /// Since the last report.
+    memory: MemoryTotals,
+    /// Where something is promised and measured.
+    stalls: Option<StallCounter>,
+    /// In this tick.
+    stalled_ns: u64,
 }
 
 /// What the group's own quota took.
@@ -119,6 +126,8 @@ struct Counted {
     /// The totals when the histogram was read last.
     reported: WaitTotals,
     histogram: Box<Histogram>,
+    memory: MemoryTotals,
+    memory_reported: MemoryTotals,
     unfinished_ns: u64,
     ran_at: Option<Duration>,
     #[expect(dead_code, reason = "attached while held")]
@@ -127,7 +136,13 @@ struct Counted {
 
 impl Meter {
     /// Tells the probes what counts as slow for each LS group.
-    pub fn new(policy: &Policy, counters: Counters, slots: SlotTable, requests_are_measured: bool) -> Self {
+    pub fn new(
+        policy: &Policy,
+        counters: Counters,
+        slots: SlotTable,
+        requests_are_measured: bool,
+        memory: &MemoryProbes,
+    ) -> Self {
         let mut next_victim = FIRST_VICTIM;
         let mut groups = Vec::new();
         for (index, group) in policy.groups.iter().enumerate() {
@@ -156,6 +171,13 @@ impl Meter {
                 throttling: Throttling::default(),
                 levers: Levers::default(),
                 rates: Default::default(),
+                memory: MemoryTotals::default(),
+                stalls: group
+                    .slo
+                    .memory_stall
+                    .filter(|_| memory.any_stalls())
+                    .map(|promised| StallCounter::new(promised, ALLOWED)),
+                stalled_ns: 0,
             });
         }
         Self {
@@ -203,6 +225,8 @@ impl Meter {
             totals: WaitTotals::default(),
             reported: WaitTotals::default(),
             histogram: Box::new([0; BUCKETS]),
+            memory: MemoryTotals::default(),
+            memory_reported: MemoryTotals::default(),
             unfinished_ns: 0,
             ran_at: None,
             requests,
@@ -247,6 +271,12 @@ impl Meter {
         self.directories_of(group, hierarchy).filter(|(directory, _)| directory.is_top)
     }
 
+    /// Those of all groups, in every hierarchy.
+    pub fn tops(&self) -> impl Iterator<Item = (&Directory, bool)> {
+        let all = self.counted.iter().flatten().filter(|counted| counted.directory.is_top);
+        all.map(|counted| (&counted.directory, counted.runs(self.taken_at)))
+    }
+
     /// Directories of the same hierarchy below one.
     pub fn below(&self, top: &Directory) -> Vec<&Directory> {
         let is_below =
@@ -257,7 +287,8 @@ impl Meter {
 
     /// Looks at the node. `into` is reused.
     pub fn snapshot(&mut self, now: Duration, steal: Option<f64>, into: &mut Snapshot) {
-        let elapsed_ns = now.saturating_sub(self.taken_at).as_nanos() as f64;
+        let elapsed = now.saturating_sub(self.taken_at);
+        let elapsed_ns = elapsed.as_nanos() as f64;
         self.taken_at = now;
         into.taken_at = now;
         into.steal = steal;
@@ -284,6 +315,11 @@ impl Meter {
             if let Some(waits) = waits {
                 *waits += Tally { total: new.waits, slow: new.slow };
             }
+            // Who does not run does not stall, or has not come out of it.
+            let group = &mut self.groups[counted.directory.group.0];
+            if group.stalls.is_some() && new.on_cpu_ns > 0 {
+                group.stalled_ns += counted.read_memory(&self.counters).stalled_ns();
+            }
         }
         for (group, snapshot) in self.groups.iter_mut().zip(&mut into.groups) {
             if group.serves {
@@ -300,6 +336,10 @@ impl Meter {
             }
             snapshot.throttled = group.throttling.share;
             snapshot.levers = group.levers;
+            let stalled = Duration::from_nanos(std::mem::take(&mut group.stalled_ns));
+            if let (Some(stalls), Some(_)) = (&mut group.stalls, snapshot.cpu_cores) {
+                snapshot.memory_stalls = Some(stalls.observe(elapsed, stalled));
+            }
         }
         self.tell_blame(now, into);
     }
@@ -392,6 +432,7 @@ impl Meter {
                 entry.waits.add(&group.wait_counts, Duration::from_nanos(waits.wait_ns), tally);
                 group.wait_counts.clear();
             }
+            entry.memory.add(&std::mem::take(&mut group.memory));
             if waits.waits > 0 && group.victim != NO_VICTIM {
                 for culprit in self.counters.culprits() {
                     let blame_ns = self.counters.blame_ns(group.victim, culprit);
@@ -484,6 +525,12 @@ impl Counted {
         new
     }
 
+    /// What want of memory did to it since the last reading.
+    fn read_memory(&mut self, counters: &Counters) -> MemoryTotals {
+        let totals = counters.memory(self.slot);
+        totals.since(&std::mem::replace(&mut self.memory, totals))
+    }
+
     /// Hands over everything since the last report, the histogram included.
     fn report(&mut self, counters: &Counters, group: &mut Group) {
         if self.totals == self.reported {
@@ -494,6 +541,8 @@ impl Counted {
         let histogram = counters.wait_histogram(self.slot);
         group.wait_counts.add_difference(&histogram, &self.histogram);
         *self.histogram = histogram;
+        let memory = counters.memory(self.slot);
+        group.memory += memory.since(&std::mem::replace(&mut self.memory_reported, memory));
     }
 }
 

@@ -3,6 +3,7 @@
 //! The only owner of the clock and of all state.
 
 mod levers;
+mod memory;
 mod meter;
 mod steal;
 mod targets;
@@ -21,7 +22,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use self::{meter::Meter, steal::StealMeter};
+use self::{memory::MemoryMeter, meter::Meter, steal::StealMeter};
 use crate::{
     actuation::{
         Actuator,
@@ -118,6 +119,7 @@ struct Agent {
     onsets: AsyncFd<Onsets>,
     log: EbpfLogger<&'static dyn log::Log>,
     meter: Meter,
+    memory: MemoryMeter,
     steal: StealMeter,
     governor: Governor,
     actuator: Actuator,
@@ -172,6 +174,7 @@ impl Agent {
             sizes,
             support.wait_source,
             probes.request_latency_missing.clone(),
+            &probes.memory,
         );
         let shared = Shared::new(ledger);
         let address = serve(options.listen, shared.clone()).with_context(|| {
@@ -193,7 +196,14 @@ impl Agent {
         );
         Ok(Self {
             governor: Governor::new(&policy, mode),
-            meter: Meter::new(&policy, counters, slots, probes.request_latency_missing.is_none()),
+            meter: Meter::new(
+                &policy,
+                counters,
+                slots,
+                probes.request_latency_missing.is_none(),
+                &probes.memory,
+            ),
+            memory: MemoryMeter::new(&policy),
             steal: StealMeter::default(),
             actuator: Actuator::new(mounts, journal, options.shadow),
             recorder,
@@ -243,7 +253,7 @@ impl Agent {
                 }
             }
         }
-        let released = self.actuator.release_all();
+        let released = self.actuator.finish();
         tracing::info!(limits_restored = released.writes, "ended");
         let mut errors = released.errors.into_iter();
         errors
@@ -258,6 +268,7 @@ impl Agent {
         self.follow_cgroups(now);
         let steal = self.steal.read(now);
         self.meter.snapshot(now, steal, &mut self.snapshot);
+        self.memory.fill(&mut self.snapshot);
         let is_decision = self.decide();
         self.act(now);
         if is_decision && let (Some(change), Some(onset)) = (self.changes.last_mut(), onset) {
@@ -381,11 +392,13 @@ impl Agent {
         let guarded = self.watch_guardian();
         self.meter.look_at_throttling(now, self.tree.mounts());
         let elapsed = now.saturating_sub(self.reported_at);
-        let (meter, plan, counts) = (&mut self.meter, &self.plan, &mut self.counts);
+        self.memory.look(now, &self.meter, self.tree.mounts());
+        let (meter, memory, plan, counts) = (&mut self.meter, &mut self.memory, &self.plan, &mut self.counts);
         let changes = &self.changes;
         let (steal, unwatched) = (self.snapshot.steal, self.tree.unwatched());
         let done = self.shared.try_update(|ledger| {
             meter.report(ledger, elapsed);
+            memory.report(ledger);
             ledger.plan(plan, elapsed);
             ledger.decisions(changes, now);
             ledger.advance(now);

@@ -8,6 +8,7 @@ use crate::{
     cgroup::{
         cpu_list::CpuList,
         hierarchy::{Hierarchy, Mounts},
+        memory::whole_pages,
         setting::{Priority, Setting},
         tree::Directory,
     },
@@ -38,6 +39,13 @@ pub fn of<'a>(plan: &Plan, meter: &'a Meter, mounts: &Mounts, online: &CpuList) 
             }));
         }
         targets.extend(cpus(group, restraint, meter, mounts, online));
+        if let (Some(high), Some(hierarchy)) = (restraint.memory_high, mounts.memory_hierarchy()) {
+            // What does not run holds memory as well.
+            let parts = tops(hierarchy).count().max(1) as u64;
+            let high = Setting::MemoryHigh(Some(whole_pages(high / parts)));
+            targets
+                .extend(tops(hierarchy).map(|(directory, _)| target(Cow::Borrowed(directory), high.clone())));
+        }
     }
     targets
 }

@@ -67,6 +67,8 @@ pub struct Mounts {
     pub v2: Option<PathBuf>,
     pub v1_cpu: Option<PathBuf>,
     pub v1_cpuset: Option<PathBuf>,
+    /// Where the memory controller is, unless it is in v2. Nothing is written there.
+    pub v1_memory: Option<PathBuf>,
 }
 
 impl Mounts {
@@ -82,8 +84,11 @@ impl Mounts {
             point: &mount.mount_point,
             is_whole: mount.root == "/",
             kind: &mount.fs_type,
-            has_cpu: mount.super_options.contains_key("cpu"),
-            has_cpuset: mount.super_options.contains_key("cpuset"),
+            has: Controllers {
+                cpu: mount.super_options.contains_key("cpu"),
+                cpuset: mount.super_options.contains_key("cpuset"),
+                memory: mount.super_options.contains_key("memory"),
+            },
         });
         Self::of(root, mounts)
     }
@@ -96,13 +101,16 @@ impl Mounts {
             };
             match mount.kind {
                 "cgroup2" => found_at(&mut found.v2),
-                // One v1 hierarchy may hold both.
+                // One v1 hierarchy may hold several.
                 "cgroup" => {
-                    if mount.has_cpu {
+                    if mount.has.cpu {
                         found_at(&mut found.v1_cpu);
                     }
-                    if mount.has_cpuset {
+                    if mount.has.cpuset {
                         found_at(&mut found.v1_cpuset);
+                    }
+                    if mount.has.memory {
+                        found_at(&mut found.v1_memory);
                     }
                 }
                 _ => {}
@@ -133,6 +141,14 @@ impl Mounts {
             (Some(_), _) => Some(Hierarchy::V1Cpuset),
             (None, Some(_)) => Some(Hierarchy::V2),
             (None, None) => None,
+        }
+    }
+
+    /// The hierarchy that can hold memory use down, where there is one: v1 has nothing like `memory.high`.
+    pub const fn memory_hierarchy(&self) -> Option<Hierarchy> {
+        match (&self.v1_memory, &self.v2) {
+            (None, Some(_)) => Some(Hierarchy::V2),
+            _ => None,
         }
     }
 
@@ -167,8 +183,14 @@ struct Mount<'a> {
     /// Not a bind mount of some directory inside the hierarchy.
     is_whole: bool,
     kind: &'a str,
-    has_cpu: bool,
-    has_cpuset: bool,
+    /// Of a v1 hierarchy.
+    has: Controllers,
+}
+
+struct Controllers {
+    cpu: bool,
+    cpuset: bool,
+    memory: bool,
 }
 
 #[cfg(test)]
@@ -180,8 +202,11 @@ mod tests {
             point: Path::new(point),
             is_whole: true,
             kind,
-            has_cpu,
-            has_cpuset: point.ends_with("/cpuset"),
+            has: Controllers {
+                cpu: has_cpu,
+                cpuset: point.ends_with("/cpuset"),
+                memory: point.ends_with("/memory"),
+            },
         });
         Mounts::of(Path::new("/sys/fs/cgroup"), mounts)
     }
@@ -190,6 +215,7 @@ mod tests {
     fn a_pure_v2_host_limits_cpu_in_v2() {
         let mounts = of(&[("/", "ext4", false), ("/sys/fs/cgroup", "cgroup2", false)]).unwrap();
         assert_eq!((mounts.layout(), mounts.cpu_hierarchy()), (Layout::V2, Hierarchy::V2));
+        assert_eq!(mounts.memory_hierarchy(), Some(Hierarchy::V2));
     }
 
     #[test]
@@ -204,6 +230,8 @@ mod tests {
         assert_eq!((mounts.layout(), mounts.cpu_hierarchy()), (Layout::Hybrid, Hierarchy::V1Cpu));
         assert_eq!(mounts.point(Hierarchy::V1Cpu), Path::new("/sys/fs/cgroup/cpu,cpuacct"));
         assert_eq!(mounts.cpuset_hierarchy(), Some(Hierarchy::V1Cpuset));
+        assert_eq!(mounts.v1_memory.as_deref(), Some(Path::new("/sys/fs/cgroup/memory")));
+        assert_eq!(mounts.memory_hierarchy(), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod cpu_list;
 pub mod cpu_stat;
 pub mod hierarchy;
 pub mod kubepods;
+pub mod memory;
 pub mod pattern;
 pub mod setting;
 pub mod tree;

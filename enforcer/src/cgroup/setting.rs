@@ -39,6 +39,8 @@ pub enum Setting {
     Priority(Priority),
     Quota(CpuLimit),
     Cpus(CpuList),
+    /// `memory.high` in bytes, whole pages; `None`: no limit.
+    MemoryHigh(Option<u64>),
 }
 
 /// Who goes first when several directories want the same CPU.
@@ -58,11 +60,17 @@ impl Setting {
             Self::Priority(_) => Lever::Idle,
             Self::Quota(_) => Lever::Quota,
             Self::Cpus(_) => Lever::Cpuset,
+            Self::MemoryHigh(_) => Lever::Memory,
         }
     }
 }
 
 impl Setting {
+    /// Whether writing it may take long: the kernel makes whoever lowers `memory.high` reclaim what is above it.
+    pub const fn may_block(&self) -> bool {
+        matches!(self, Self::MemoryHigh(Some(_)))
+    }
+
     /// The tighter one of this and what the owner allows: enforcer takes away, it never gives.
     #[must_use]
     pub fn within(self, owner: &Self) -> Self {
@@ -75,6 +83,11 @@ impl Setting {
             }
             (Self::Cpus(ours), Self::Cpus(owners)) if !owners.is_empty() => {
                 Self::Cpus(owners.last(ours.len()))
+            }
+            (Self::MemoryHigh(ours), Self::MemoryHigh(Some(owners)))
+                if ours.is_none_or(|ours| ours >= *owners) =>
+            {
+                owner.clone()
             }
             (Self::Frozen(false), Self::Frozen(true))
             | (Self::Priority(_), Self::Priority(Priority::Idle)) => owner.clone(),
@@ -91,6 +104,8 @@ impl std::fmt::Display for Setting {
             Self::Priority(Priority::Weight(weight)) => write!(f, "weight {weight}"),
             Self::Quota(limit) => write!(f, "CPU quota {limit}"),
             Self::Cpus(cpus) => write!(f, "cpuset.cpus {cpus}"),
+            Self::MemoryHigh(Some(bytes)) => write!(f, "memory.high {bytes}"),
+            Self::MemoryHigh(None) => f.write_str("memory.high max"),
         }
     }
 }
@@ -109,6 +124,7 @@ enum File {
     Priority,
     Quota(CpuLimitFile),
     Cpuset(CpuSetController),
+    MemoryHigh,
 }
 
 impl SettingFile {
@@ -121,8 +137,14 @@ impl SettingFile {
             Lever::Cpuset => {
                 File::Cpuset(CpuSetController::new(directory.clone(), hierarchy == Hierarchy::V2))
             }
+            Lever::Memory => File::MemoryHigh,
         };
         Self { hierarchy, directory, file }
+    }
+
+    /// Whose it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// What is in force.
@@ -147,6 +169,10 @@ impl SettingFile {
                     expected,
                 })?;
                 Ok(Setting::Cpus(cpus))
+            }
+            File::MemoryHigh => {
+                let is_limited = self.text("memory.high")?.trim() != "max";
+                Ok(Setting::MemoryHigh(if is_limited { Some(self.number("memory.high")?) } else { None }))
             }
         }
     }
@@ -179,6 +205,9 @@ impl SettingFile {
                     let why = cpu_limit::cause(&err);
                     self.explain("cpuset.cpus", why, Some(&cpus.to_string()))
                 })
+            }
+            (File::MemoryHigh, Setting::MemoryHigh(high)) => {
+                self.put("memory.high", &high.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string()))
             }
             (file, setting) => panic!("BUG: {setting} written to {file:?}"),
         }
@@ -252,6 +281,10 @@ fn cure(file: &str) -> &'static str {
         "cpuset.cpus" => {
             "the cpuset controller is not enabled there; add +cpuset to cgroup.subtree_control of its parents"
         }
+        "memory.high" => {
+            "the memory controller is on v1 or not enabled there; boot with systemd.unified_cgroup_hierarchy=1, or add \
+             +memory to cgroup.subtree_control of its parents"
+        }
         "cpu.idle" => "use Linux 5.15 or newer",
         _ => "use cgroup v2 and a newer kernel",
     }
@@ -279,12 +312,14 @@ mod tests {
             ("cpu.weight", "100\n"),
             ("cpu.max", "max 100000\n"),
             ("cpuset.cpus", "\n"),
+            ("memory.high", "max\n"),
         ]);
         let ours = [
             Setting::Frozen(true),
             Setting::Priority(Priority::Idle),
             Setting::Quota(CpuLimit { quota_us: Some(20_000), period_us: 1_000_000 }),
             Setting::Cpus("1,3".parse().unwrap()),
+            Setting::MemoryHigh(Some(64 << 20)),
         ];
         for ours in ours {
             let file = SettingFile::new(Hierarchy::V2, path.clone(), ours.lever());
@@ -305,6 +340,11 @@ mod tests {
         assert_eq!(quota(Some(20_000)).within(&quota(None)), quota(Some(20_000)));
         // Lifted for a moment, because the directory above carries the limit.
         assert_eq!(quota(None).within(&quota(Some(50_000))), quota(None));
+        let high = Setting::MemoryHigh;
+        assert_eq!(high(Some(2 << 20)).within(&high(Some(1 << 20))), high(Some(1 << 20)));
+        assert_eq!(high(Some(1 << 20)).within(&high(Some(2 << 20))), high(Some(1 << 20)));
+        assert_eq!(high(Some(1 << 20)).within(&high(None)), high(Some(1 << 20)));
+        assert_eq!(high(None).within(&high(Some(1 << 20))), high(Some(1 << 20)));
         let cpus = |text: &str| Setting::Cpus(text.parse().unwrap());
         assert_eq!(cpus("6-7").within(&cpus("0-3")), cpus("2-3"));
         assert_eq!(cpus("6-7").within(&cpus("")), cpus("6-7"));

@@ -30,9 +30,11 @@ pub enum Cause {
     BeCpu,
     /// BE ran, and stopping it helped, though not by shorter waits: shared cache or memory bandwidth.
     BeCache,
+    /// BE took the memory that it had to wait for.
+    BeMemory,
     /// Its own CPU quota.
     OwnQuota,
-    /// Its own tasks wait for each other, or its own work takes longer.
+    /// Its own tasks wait for each other, its own work takes longer, or its own memory is too little.
     OwnLoad,
     /// Other LS groups ran while it waited.
     OtherLs,
@@ -45,9 +47,10 @@ pub enum Cause {
 }
 
 impl Cause {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::BeCpu,
         Self::BeCache,
+        Self::BeMemory,
         Self::OwnQuota,
         Self::OwnLoad,
         Self::OtherLs,
@@ -61,6 +64,7 @@ impl Cause {
         match self {
             Self::BeCpu => "be_cpu",
             Self::BeCache => "be_cache",
+            Self::BeMemory => "be_memory",
             Self::OwnQuota => "own_quota",
             Self::OwnLoad => "own_load",
             Self::OtherLs => "other_ls",
@@ -75,6 +79,7 @@ impl Cause {
         match self {
             Self::BeCpu => "BE on its CPUs",
             Self::BeCache => "BE in its caches or on its memory bus",
+            Self::BeMemory => "BE in its memory",
             Self::OwnQuota => "its own CPU quota",
             Self::OwnLoad => "its own load",
             Self::OtherLs => "other LS groups on its CPUs",
@@ -143,6 +148,16 @@ impl Evidence {
         } else {
             Cause::Unknown
         }
+    }
+}
+
+/// Why a group stalls for want of memory, by who is likely to use what it lacks.
+pub fn of_memory_stalls(victim: GroupId, user: Option<GroupId>, is_be: impl Fn(GroupId) -> bool) -> Cause {
+    match user {
+        None => Cause::Unknown,
+        Some(user) if is_be(user) => Cause::BeMemory,
+        Some(user) if user == victim => Cause::OwnLoad,
+        Some(_) => Cause::OtherLs,
     }
 }
 

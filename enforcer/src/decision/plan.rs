@@ -70,6 +70,8 @@ pub enum Reason {
 pub enum Proof {
     /// The kernel saw BE run while the victim waited: seconds per second.
     Blame { waited_for_be: f64 },
+    /// BE took memory in while the victim stalled for some.
+    Memory,
     /// Stopping BE helped.
     Trial(Effect),
     /// The same BE had been the cause a while ago.
@@ -146,6 +148,7 @@ fn proven(proof: &Proof) -> String {
         Proof::Blame { waited_for_be } => {
             format!("it waited {:.0} ms per second for a CPU on which BE ran", waited_for_be * 1e3)
         }
+        Proof::Memory => "it took memory in while the other stalled for some".to_owned(),
         Proof::Trial(effect) => comparison(effect),
         Proof::Remembered => "as it had been proven to do before".to_owned(),
     }

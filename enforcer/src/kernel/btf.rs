@@ -78,6 +78,21 @@ impl KernelTypes {
         self.0.resolve_ids_by_name(&format!("btf_trace_{name}")).is_ok_and(|ids| !ids.is_empty())
     }
 
+    /// Whether the first argument that a tracepoint hands to BTF programs is a pointer.
+    pub fn tracepoint_hands_pointer(&self, name: &str) -> bool {
+        let prototype = || {
+            let typedef =
+                self.0.resolve_types_by_name(&format!("btf_trace_{name}")).ok()?.into_iter().next()?;
+            let pointer = self.0.resolve_chained_type(typedef.as_btf_type()?).ok()?;
+            let Type::FuncProto(prototype) = self.0.resolve_chained_type(pointer.as_btf_type()?).ok()? else {
+                return None;
+            };
+            // Before the arguments comes the pointer to the program's own data.
+            self.stripped(self.0.resolve_chained_type(prototype.parameters.get(1)?).ok()?)
+        };
+        matches!(prototype(), Some(Type::Ptr(_)))
+    }
+
     fn structure(&self, name: &str) -> Option<Type> {
         let candidates = self.0.resolve_types_by_name(name).ok()?;
         candidates.into_iter().find(|kind| matches!(kind, Type::Struct(_) | Type::Union(_)))

@@ -12,8 +12,8 @@ use std::{
 use enforcer_ebpf::{
     histogram::{BUCKETS, Histogram},
     layout::{
-        self, Cpu, Drop, FIRST_SLOT, IN_FLIGHT_BUCKETS, InFlight, Objective, Place, Requests, SEGMENTS,
-        Segment, Sentry, Wait,
+        self, Cpu, Drop, FIRST_SLOT, IN_FLIGHT_BUCKETS, InFlight, Memory, Objective, Place, Requests,
+        SEGMENTS, Segment, Sentry, Stall, StallCause, Wait,
     },
 };
 
@@ -51,6 +51,50 @@ impl std::ops::AddAssign for WaitTotals {
         self.waits += more.waits;
         self.wait_ns += more.wait_ns;
         self.slow += more.slow;
+    }
+}
+
+/// What want of memory did to one cgroup since its slot was allotted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryTotals {
+    /// Stalls that have ended, by [`StallCause`].
+    pub stalls: [StallTotals; StallCause::COUNT],
+    pub oom_kills: u64,
+}
+
+/// Stalls of one cause. Tasks that stall at once are counted each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StallTotals {
+    pub count: u64,
+    pub ns: u64,
+}
+
+impl MemoryTotals {
+    /// What came since `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut new = *self;
+        for (new, earlier) in new.stalls.iter_mut().zip(&earlier.stalls) {
+            new.count -= earlier.count;
+            new.ns -= earlier.ns;
+        }
+        new.oom_kills -= earlier.oom_kills;
+        new
+    }
+
+    /// Time stalled for whatever cause.
+    pub fn stalled_ns(&self) -> u64 {
+        self.stalls.iter().map(|stall| stall.ns).sum()
+    }
+}
+
+impl std::ops::AddAssign for MemoryTotals {
+    fn add_assign(&mut self, more: Self) {
+        for (sum, more) in self.stalls.iter_mut().zip(more.stalls) {
+            sum.count += more.count;
+            sum.ns += more.ns;
+        }
+        self.oom_kills += more.oom_kills;
     }
 }
 
@@ -99,6 +143,7 @@ pub struct Counters {
     pub(super) sizes: Sizes,
     pub(super) cpus: MappedArray,
     pub(super) waits: MappedArray,
+    pub(super) memory: MappedArray,
     pub(super) blame: MappedArray,
     pub(super) requests: MappedArray,
     pub(super) in_flight: MappedArray,
@@ -134,6 +179,20 @@ impl Counters {
             add_counts(&words[offset_of!(Wait, histogram) / 8..], &mut to);
         }
         to
+    }
+
+    /// What want of memory did to one slot.
+    pub fn memory(&self, slot: u32) -> MemoryTotals {
+        let mut sum = MemoryTotals::default();
+        for words in self.per_cpu(&self.memory, self.sizes.slots, slot) {
+            sum.oom_kills += words[offset_of!(Memory, oom_kills) / 8].load(Relaxed);
+            for (cause, stall) in sum.stalls.iter_mut().enumerate() {
+                let at = (offset_of!(Memory, stalls) + cause * size_of::<Stall>()) / 8;
+                stall.count += words[at + offset_of!(Stall, count) / 8].load(Relaxed);
+                stall.ns += words[at + offset_of!(Stall, ns) / 8].load(Relaxed);
+            }
+        }
+        sum
     }
 
     /// Totals of one LS group.
@@ -231,6 +290,8 @@ impl Counters {
         let at = match signal {
             Signal::RunQueueWait => offset_of!(Sentry, wait),
             Signal::RequestLatency => offset_of!(Sentry, latency),
+            // Told by ticks only.
+            Signal::MemoryStall => return,
         } / 8;
         // The bound first: an interval alone would be exceeded by the first slow one.
         words[at + offset_of!(layout::Pace, burst_ns) / 8].store(nanoseconds(pace.burst), Relaxed);
@@ -241,6 +302,7 @@ impl Counters {
     pub fn clear_slot(&self, slot: u32) {
         for cpu in 0..self.sizes.cpus {
             self.waits.clear((cpu * self.sizes.slots + slot) as usize);
+            self.memory.clear((cpu * self.sizes.slots + slot) as usize);
         }
     }
 

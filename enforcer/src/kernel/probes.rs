@@ -14,7 +14,7 @@ use aya::{
 };
 use aya_log::EbpfLogger;
 use enforcer_ebpf::{
-    layout::{self, Drop, Objective, Sentry},
+    layout::{self, Drop, Objective, Sentry, StallCause},
     table,
 };
 
@@ -62,6 +62,27 @@ pub struct Probes {
     ebpf: Ebpf,
     /// Why requests cannot be measured here; `None`: they can.
     pub request_latency_missing: Option<String>,
+    pub memory: MemoryProbes,
+}
+
+/// What can be told about want of memory here: per question, why not. `None`: it can.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryProbes {
+    /// By [`StallCause`].
+    pub stalls_missing: [Option<String>; StallCause::COUNT],
+    pub oom_kills_missing: Option<String>,
+}
+
+impl MemoryProbes {
+    /// Whether stalls of at least one cause are measured.
+    pub fn any_stalls(&self) -> bool {
+        self.stalls_missing.iter().any(Option::is_none)
+    }
+
+    /// Whether stalls of this cause are measured.
+    pub const fn has(&self, cause: StallCause) -> bool {
+        self.stalls_missing[cause as usize].is_none()
+    }
 }
 
 /// What [`Probes::load`] hands out.
@@ -114,7 +135,8 @@ impl Probes {
                 .map_err(|err| Error::RunQueueWait(with_causes(&err)))?;
         }
         let request_latency_missing = load_request_programs(&mut ebpf).err().map(|err| with_causes(&err));
-        Ok(Loaded { probes: Self { ebpf, request_latency_missing }, counters, slots, onsets, log })
+        let memory = attach_memory_programs(&mut ebpf, support, &btf);
+        Ok(Loaded { probes: Self { ebpf, request_latency_missing, memory }, counters, slots, onsets, log })
     }
 
     /// Measures the requests served below a directory of the v2 hierarchy, until the links are dropped.
@@ -176,6 +198,7 @@ fn load_object(support: &Support, identity: Identity, sizes: Sizes) -> Result<Eb
         .map_max_entries("SENTRIES", victims)
         .map_max_entries("CPUS", cpus)
         .map_max_entries("WAITS", cpus * slots)
+        .map_max_entries("MEMORY", cpus * slots)
         .map_max_entries("BLAME", cpus * victims * culprits)
         .map_max_entries("REQUESTS", cpus * victims)
         .map_max_entries("IN_FLIGHT", cpus * victims)
@@ -211,6 +234,7 @@ impl Maps {
             sizes,
             cpus: map("CPUS", size_of::<layout::Cpu>(), cpus)?,
             waits: map("WAITS", size_of::<layout::Wait>(), cpus * slots)?,
+            memory: map("MEMORY", size_of::<layout::Memory>(), cpus * slots)?,
             blame: map("BLAME", 8, cpus * victims * culprits)?,
             requests: map("REQUESTS", size_of::<layout::Requests>(), cpus * victims)?,
             in_flight: map("IN_FLIGHT", size_of::<layout::InFlight>(), cpus * victims)?,
@@ -244,6 +268,40 @@ fn attach_tracepoint(
     program.load(tracepoint, btf)?;
     program.attach()?;
     Ok(())
+}
+
+/// Program and tracepoint that begin and end a stall.
+const fn stall_programs(cause: StallCause) -> [(&'static str, &'static str); 2] {
+    match cause {
+        StallCause::DirectReclaim => [
+            // The end first: a begin without an end would stay in its table.
+            ("direct_reclaim_end", "mm_vmscan_direct_reclaim_end"),
+            ("direct_reclaim_begin", "mm_vmscan_direct_reclaim_begin"),
+        ],
+        StallCause::MemcgReclaim => [
+            ("memcg_reclaim_end", "mm_vmscan_memcg_reclaim_end"),
+            ("memcg_reclaim_begin", "mm_vmscan_memcg_reclaim_begin"),
+        ],
+        StallCause::Compaction => {
+            [("compaction_end", "mm_compaction_end"), ("compaction_begin", "mm_compaction_begin")]
+        }
+    }
+}
+
+/// Each on its own: what this kernel lacks or refuses is reported, not measured.
+fn attach_memory_programs(ebpf: &mut Ebpf, support: &Support, btf: &Btf) -> MemoryProbes {
+    let mut attach = |programs: &[(&str, &str)]| {
+        let mut attached =
+            programs.iter().map(|(program, tracepoint)| attach_tracepoint(ebpf, program, tracepoint, btf));
+        attached.find_map(Result::err).map(|err| with_causes(&err))
+    };
+    let stalls_missing = StallCause::ALL.map(|cause| attach(&stall_programs(cause)));
+    let oom_kills_missing = if support.oom_kill_names_task {
+        attach(&[("oom_kill", "mark_victim")])
+    } else {
+        Some("this kernel tells only the pid of a task that it kills, as many before 6.8 do".to_owned())
+    };
+    MemoryProbes { stalls_missing, oom_kills_missing }
 }
 
 fn load_request_programs(ebpf: &mut Ebpf) -> Result<(), ProgramError> {

@@ -38,6 +38,8 @@ const SCHED_INFO: [(&str, &str, &str); 4] = [
 pub struct Support {
     pub wait_source: WaitSource,
     pub offsets: Vec<(&'static str, u32)>,
+    /// Whether the kernel says which task it kills for want of memory, not only its pid.
+    pub oom_kill_names_task: bool,
 }
 
 impl Support {
@@ -62,7 +64,8 @@ impl Support {
         let sched_info = if force_wakeups { None } else { offsets_of(&types, &SCHED_INFO).ok() };
         let wait_source = if sched_info.is_some() { WaitSource::SchedInfo } else { WaitSource::Wakeups };
         offsets.extend(sched_info.unwrap_or_default());
-        Ok(Self { wait_source, offsets })
+        let oom_kill_names_task = types.tracepoint_hands_pointer("mark_victim");
+        Ok(Self { wait_source, offsets, oom_kill_names_task })
     }
 }
 
@@ -91,7 +94,7 @@ impl Sizes {
     pub const fn memory_bytes(self) -> u64 {
         let blame = self.victims as u64 * self.culprits as u64 * 8;
         let per_cpu = size_of::<layout::Cpu>() as u64
-            + self.slots as u64 * size_of::<layout::Wait>() as u64
+            + self.slots as u64 * (size_of::<layout::Wait>() + size_of::<layout::Memory>()) as u64
             + blame
             + self.victims as u64 * (size_of::<layout::Requests>() + size_of::<layout::InFlight>()) as u64;
         let table = enforcer_ebpf::table::BUCKET_COUNT as u64 * 64;

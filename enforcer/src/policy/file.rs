@@ -6,7 +6,11 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 use super::{Class, Group, Policy, Slo};
-use crate::{cgroup::pattern::Pattern, model::Levers, units::MilliCores};
+use crate::{
+    cgroup::pattern::Pattern,
+    model::Levers,
+    units::{MilliCores, Share},
+};
 
 /// Kept by BE groups whose policy says nothing.
 const DEFAULT_FLOOR: MilliCores = MilliCores(100);
@@ -16,6 +20,8 @@ const CGROUPS: std::ops::RangeInclusive<u32> = 16..=16_384;
 const GROUPS_MAX: usize = 4096;
 /// Shorter objectives are below what the histograms can tell, longer ones above it.
 const OBJECTIVE: std::ops::RangeInclusive<Duration> = Duration::from_micros(10)..=Duration::from_secs(8);
+/// A smaller share is below what one tick can tell, and a larger one promises nothing.
+const STALLED: std::ops::RangeInclusive<Share> = Share { millionths: 100 }..=Share::percent(50);
 const NAME_MAX: usize = 63;
 
 /// What is wrong, and in which line (1 is the first).
@@ -49,6 +55,13 @@ struct GroupEntry {
 struct SloEntry {
     request_latency: Option<Percentiles>,
     run_queue_wait: Option<Percentiles>,
+    memory_stall: Option<StalledTime>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StalledTime {
+    share: Spanned<String>,
 }
 
 #[derive(Deserialize)]
@@ -173,7 +186,19 @@ fn slo_of(group: &str, entry: &SloEntry) -> Result<Slo, Wrong> {
     Ok(Slo {
         request_latency_p99: objective("requestLatency", &entry.request_latency)?,
         run_queue_wait_p99: objective("runQueueWait", &entry.run_queue_wait)?,
+        memory_stall: entry.memory_stall.as_ref().map(|entry| memory_stall(group, entry)).transpose()?,
     })
+}
+
+fn memory_stall(group: &str, StalledTime { share }: &StalledTime) -> Result<Share, Wrong> {
+    let stalled =
+        share.value.parse().map_err(|err| wrong(share, format!("group {group:?}: memoryStall {err}")))?;
+    if !STALLED.contains(&stalled) {
+        let (low, high) = (STALLED.start(), STALLED.end());
+        let what = format!("group {group:?}: memoryStall must lie between {low} and {high}, not {stalled}");
+        return Err(wrong(share, what));
+    }
+    Ok(stalled)
 }
 
 fn refuse_overlap(pattern: &Pattern, line: u64, groups: &[Group], lines: &[Vec<u64>]) -> Result<(), Wrong> {
@@ -244,6 +269,7 @@ mod tests {
         let names: Vec<_> = policy.groups.iter().map(|group| (group.name.as_str(), group.class)).collect();
         assert_eq!(names, [("web", Class::LS), ("batch", Class::BE)]);
         assert_eq!(policy.groups[0].slo.request_latency_p99, Some(Duration::from_millis(5)));
+        assert_eq!(policy.groups[0].slo.memory_stall, Some(Share::percent(1)));
         assert_eq!(policy.groups[1].floor, MilliCores(200));
         assert_eq!(policy.groups[1].levers, Levers::ALL, "the example shows the default");
         assert_eq!(policy.cgroups_max, DEFAULT_CGROUPS, "the example shows the defaults");
@@ -258,6 +284,13 @@ mod tests {
             (format!("{ls}  slo: {{ latency: {{ p99: 5ms }} }}\n"), 5, "unknown field `latency`"),
             (format!("{ls}  slo: {{ requestLatency: {{ p99: 0ms }} }}\n"), 5, "must lie between 10µs and 8s"),
             (format!("{ls}  slo: {{ requestLatency: {{ p99: fast }} }}\n"), 5, "write 5ms or 250us"),
+            (format!("{ls}  slo: {{ memoryStall: {{ share: 0.01 }} }}\n"), 5, "such as 1% or 0.5%"),
+            (
+                format!("{ls}  slo: {{ memoryStall: {{ share: 80% }} }}\n"),
+                5,
+                "between 0.01% and 50%, not 80%",
+            ),
+            (format!("{ls}  slo: {{ memoryStall: {{ p99: 1ms }} }}\n"), 5, "unknown field `p99`"),
             (format!("{ls}  floor: 1\n"), 5, "never limited"),
             (format!("{be}  floor: 64\n"), 5, "the node has 4: lower them"),
             (format!("{be}  floor: much\n"), 5, "write cores (0.5)"),

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cgroup::pattern::Pattern,
     model::{Levers, Signal},
-    units::MilliCores,
+    units::{MilliCores, Share},
 };
 
 /// The commented example that `enforcer agent --print-policy` prints.
@@ -35,21 +35,43 @@ impl fmt::Display for Class {
     }
 }
 
-/// What an LS group was promised: at most 1 % slower than these.
+/// What an LS group was promised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slo {
-    /// From a request's first byte to its response's first byte.
+    /// At most 1 % of requests take longer from their first byte to their response's first byte.
     pub request_latency_p99: Option<Duration>,
-    /// From runnable to running.
+    /// At most 1 % of waits are longer from runnable to running.
     pub run_queue_wait_p99: Option<Duration>,
+    /// At most so much of the time tasks stall until memory has been made free.
+    pub memory_stall: Option<Share>,
+}
+
+/// What was promised of one signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// At most 1 % take longer.
+    P99(Duration),
+    /// At most so much of the time.
+    Share(Share),
+}
+
+impl Promise {
+    /// In seconds, where it is a duration.
+    pub fn seconds(self) -> Option<f64> {
+        match self {
+            Self::P99(duration) => Some(duration.as_secs_f64()),
+            Self::Share(_) => None,
+        }
+    }
 }
 
 impl Slo {
     /// What was promised of one signal.
-    pub const fn threshold(self, signal: Signal) -> Option<Duration> {
+    pub fn promise(self, signal: Signal) -> Option<Promise> {
         match signal {
-            Signal::RequestLatency => self.request_latency_p99,
-            Signal::RunQueueWait => self.run_queue_wait_p99,
+            Signal::RequestLatency => self.request_latency_p99.map(Promise::P99),
+            Signal::RunQueueWait => self.run_queue_wait_p99.map(Promise::P99),
+            Signal::MemoryStall => self.memory_stall.map(Promise::Share),
         }
     }
 }

@@ -55,8 +55,21 @@ fn evidence(victim: &Victim) -> String {
     let waited = victim.waited_for.as_ref().map_or_else(String::new, |(culprit, ratio)| {
         format!("; waited for a CPU mostly for {culprit}, {:.1} ms per second", ratio * 1e3)
     });
+    let stalled = victim.lacked_memory_for.as_ref().map_or_else(String::new, |(user, ratio)| {
+        format!("; stalled for memory that likely went to {user}, {:.1} ms per second", ratio * 1e3)
+    });
+    if let Some(promised) = victim.objective_ratio {
+        let share = victim
+            .slow_ratio
+            .map_or_else(|| "an unknown share".to_owned(), |share| format!("{:.1} %", share * 100.0));
+        let promised = promised * 100.0;
+        return format!(
+            "{}: stalled for {share} of the time, {promised} % promised{stalled}{waited}",
+            victim.name
+        );
+    }
     format!(
-        "{}: {} p99 {} of {} promised{slow}{waited}",
+        "{}: {} p99 {} of {} promised{slow}{waited}{stalled}",
         victim.name,
         victim.signal,
         ms(victim.p99_seconds),

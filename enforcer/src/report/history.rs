@@ -11,7 +11,7 @@ use super::ledger::{Durations, GroupLedger, Ledger, Time};
 use crate::{
     decision::plan::{Objective, Plan},
     model::{GroupId, Restraint, Signal},
-    policy::Class,
+    policy::{Class, Promise},
     signal::tally::Tally,
 };
 
@@ -71,10 +71,16 @@ pub struct Victim {
     pub signal: Signal,
     pub objective_seconds: Option<f64>,
     pub p99_seconds: Option<f64>,
-    /// Share slower than the objective.
+    /// Where the objective is a share of the time.
+    #[serde(default)]
+    pub objective_ratio: Option<f64>,
+    /// Share slower than the objective, or of the time.
     pub slow_ratio: Option<f64>,
     /// Who ran most while it waited for a CPU, and the waiting time per time.
     pub waited_for: Option<(String, f64)>,
+    /// Who is likely to use the memory that it lacked most, and the time stalled per time.
+    #[serde(default)]
+    pub lacked_memory_for: Option<(String, f64)>,
 }
 
 /// What holds one BE group back.
@@ -160,11 +166,22 @@ fn durations(objective: Objective, group: &GroupLedger) -> Option<&Durations> {
     match objective.signal {
         Signal::RequestLatency => group.requests.as_ref(),
         Signal::RunQueueWait => Some(&group.waits),
+        Signal::MemoryStall => None,
     }
 }
 
 fn counted(objective: Objective, ledger: &Ledger) -> Tally {
-    durations(objective, &ledger.groups[objective.victim.0]).map_or_else(Tally::default, |all| all.tally)
+    let group = &ledger.groups[objective.victim.0];
+    if objective.signal == Signal::MemoryStall {
+        return milliseconds(ledger.since_start, group.memory.stalled_by(Time::total));
+    }
+    durations(objective, group).map_or_else(Tally::default, |all| all.tally)
+}
+
+/// Of all milliseconds, the stalled ones.
+fn milliseconds(all: Duration, stalled: Option<Duration>) -> Tally {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    stalled.map_or_else(Tally::default, |stalled| Tally { total: ms(all), slow: ms(stalled) })
 }
 
 fn be_cpu(ledger: &Ledger) -> Duration {
@@ -173,7 +190,7 @@ fn be_cpu(ledger: &Ledger) -> Duration {
 
 fn victim(objective: Objective, ledger: &Ledger) -> Victim {
     let group = &ledger.groups[objective.victim.0];
-    let threshold = group.slo.threshold(objective.signal);
+    let threshold = group.slo.promise(objective.signal);
     let durations = durations(objective, group);
     let p99 = durations.and_then(|durations| durations.recent_counts().quantile(0.99));
     let waited = |time: &Time| time.recent().as_secs_f64() / ledger.window().as_secs_f64().max(1.0);
@@ -181,12 +198,27 @@ fn victim(objective: Objective, ledger: &Ledger) -> Victim {
     Victim {
         name: group.name.clone(),
         signal: objective.signal,
-        objective_seconds: threshold.map(|threshold| threshold.as_secs_f64()),
+        objective_seconds: threshold.and_then(Promise::seconds),
         p99_seconds: p99.map(|p99| p99.as_secs_f64()),
-        slow_ratio: durations.and_then(|durations| durations.recent_tally().share()),
+        objective_ratio: match threshold {
+            Some(Promise::Share(share)) => Some(share.ratio()),
+            _ => None,
+        },
+        slow_ratio: if objective.signal == Signal::MemoryStall {
+            milliseconds(ledger.window(), group.memory.stalled_by(Time::recent)).share()
+        } else {
+            durations.and_then(|durations| durations.recent_tally().share())
+        },
         waited_for: worst
             .filter(|(_, time)| !time.recent().is_zero())
             .map(|(&column, time)| (ledger.culprit(column).to_owned(), waited(time))),
+        lacked_memory_for: group
+            .memory
+            .blame
+            .iter()
+            .max_by_key(|(_, time)| time.recent())
+            .filter(|(_, time)| !time.recent().is_zero())
+            .map(|(&user, time)| (ledger.memory_user(user).to_owned(), waited(time))),
     }
 }
 

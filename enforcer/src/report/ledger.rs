@@ -4,7 +4,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use enforcer_ebpf::layout::{CULPRIT_IDLE, CULPRIT_OTHER, CULPRIT_UNATTRIBUTED, Drop, FIRST_CULPRIT};
+use enforcer_ebpf::layout::{
+    CULPRIT_IDLE, CULPRIT_OTHER, CULPRIT_UNATTRIBUTED, Drop, FIRST_CULPRIT, StallCause,
+};
 
 use super::history::{History, NewPlan};
 use crate::{
@@ -12,7 +14,11 @@ use crate::{
         cause::Cause,
         plan::{Plan, Reason},
     },
-    kernel::support::{Sizes, WaitSource},
+    kernel::{
+        counters::MemoryTotals,
+        probes::MemoryProbes,
+        support::{Sizes, WaitSource},
+    },
     model::{GroupId, Levers, Restraint},
     policy::{Class, Policy, Slo},
     signal::{histogram::Counts, in_flight::InFlight, tally::Tally},
@@ -91,6 +97,10 @@ impl Time {
         self.recent_ns[0] += ns;
     }
 
+    pub fn add(&mut self, time: Duration) {
+        self.add_ns(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+
     pub const fn total(&self) -> Duration {
         Duration::from_nanos(self.total_ns)
     }
@@ -115,6 +125,74 @@ pub struct Waiting {
     pub written_off: u64,
 }
 
+/// Stalls of one cause.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stalls {
+    pub count: u64,
+    pub time: Time,
+}
+
+/// A group's memory, and what want of it did to the group. `None`: unknown.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryLedger {
+    /// By [`StallCause`]; `None`: not measured here.
+    pub stalls: [Option<Stalls>; StallCause::COUNT],
+    /// In use when it was looked at last.
+    pub bytes: Option<u64>,
+    /// Taken from it by the kernel, and of that what was needed again, since the agent started.
+    pub reclaimed_bytes: Option<u64>,
+    pub refaulted_bytes: Option<u64>,
+    /// Time in which some task stalled, by PSI.
+    pub psi_some: Option<Duration>,
+    pub oom_kills: Option<u64>,
+    /// Counted by the probe, not by the cgroup's files.
+    pub oom_kills_by_probe: bool,
+    /// Time stalled, by the group that is likely to use what this one lacks: an index, `None` for unknown.
+    pub blame: BTreeMap<Option<usize>, Time>,
+}
+
+impl MemoryLedger {
+    fn new(probes: &MemoryProbes) -> Self {
+        let oom_kills_by_probe = probes.oom_kills_missing.is_none();
+        Self {
+            stalls: StallCause::ALL.map(|cause| probes.has(cause).then(Stalls::default)),
+            oom_kills: oom_kills_by_probe.then_some(0),
+            oom_kills_by_probe,
+            ..Self::default()
+        }
+    }
+
+    /// Adds what the probes counted lately.
+    pub fn add(&mut self, new: &MemoryTotals) {
+        for (stalls, new) in self.stalls.iter_mut().zip(&new.stalls) {
+            if let Some(stalls) = stalls {
+                stalls.count += new.count;
+                stalls.time.add_ns(new.ns);
+            }
+        }
+        if self.oom_kills_by_probe {
+            self.oom_kills = self.oom_kills.map(|kills| kills + new.oom_kills);
+        }
+    }
+
+    /// Time stalled for one cause; zero where that is not measured.
+    pub fn stalled(&self, cause: StallCause) -> Duration {
+        self.stalls[cause as usize].map_or(Duration::ZERO, |stalls| stalls.time.total())
+    }
+
+    /// Time stalled for whatever cause is measured, by `time` of each; `None`: none is.
+    pub fn stalled_by(&self, time: fn(&Time) -> Duration) -> Option<Duration> {
+        let measured = || self.stalls.iter().flatten();
+        measured().next()?;
+        Some(measured().map(|stalls| time(&stalls.time)).sum())
+    }
+
+    fn turn(&mut self) {
+        self.stalls.iter_mut().flatten().for_each(|stalls| stalls.time.turn());
+        self.blame.values_mut().for_each(Time::turn);
+    }
+}
+
 /// One group.
 #[derive(Clone, Debug)]
 pub struct GroupLedger {
@@ -134,6 +212,7 @@ pub struct GroupLedger {
     pub waiting: Option<Waiting>,
     /// Time waited, by culprit column; only those that ever made it wait.
     pub blame: BTreeMap<u32, Time>,
+    pub memory: MemoryLedger,
     /// What enforcer holds the whole group back with.
     pub restraint: Option<Restraint>,
     /// Time under a restraint of enforcer's.
@@ -190,6 +269,7 @@ impl Ledger {
         sizes: Sizes,
         wait_source: WaitSource,
         request_latency_missing: Option<String>,
+        memory: &MemoryProbes,
     ) -> Self {
         let group = |group: &crate::policy::Group| {
             let is_ls = group.class == Class::LS;
@@ -206,6 +286,7 @@ impl Ledger {
                 requests: (is_ls && request_latency_missing.is_none()).then(Durations::default),
                 waiting: None,
                 blame: BTreeMap::new(),
+                memory: MemoryLedger::new(memory),
                 restraint: None,
                 restrained: Duration::ZERO,
                 levers: Levers::default(),
@@ -295,12 +376,18 @@ impl Ledger {
                 requests.turn();
             }
             group.blame.values_mut().for_each(Time::turn);
+            group.memory.turn();
         }
     }
 
     /// How long the recent window is.
     pub fn window(&self) -> Duration {
         self.since_start.saturating_sub(self.window_began[1])
+    }
+
+    /// The name of a likely user of memory.
+    pub fn memory_user(&self, group: Option<usize>) -> &str {
+        group.map_or("(unknown)", |group| &self.groups[group].name)
     }
 
     /// The name of a culprit column. Groups cannot have these names: they contain no parentheses.

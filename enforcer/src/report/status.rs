@@ -5,13 +5,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ledger::{Durations, GroupLedger, Ledger, Waiting},
+    ledger::{Durations, GroupLedger, Ledger, Time, Waiting},
     metrics::Process,
 };
 use crate::{
     decision::cause::Cause,
     model::{Lever, Restraint},
     policy::Class,
+    units::Share,
 };
 
 /// One look at the agent. All times in seconds, all CPU in cores, over the recent window where not said otherwise.
@@ -56,6 +57,7 @@ pub struct GroupStatus {
     pub blame: Vec<(String, f64)>,
     /// Waiting time since the agent started, by culprit.
     pub blame_seconds_total: Vec<(String, f64)>,
+    pub memory: MemoryStatus,
     /// What enforcer holds the group back with now.
     pub restraint: Option<Restraint>,
     /// What it could be held back with.
@@ -79,6 +81,22 @@ pub struct InFlightStatus {
     pub oldest_seconds: Option<f64>,
     /// Their connection ended first.
     pub unanswered_total: u64,
+}
+
+/// A group's memory, and what want of it does to the group. `None`: unknown or not measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MemoryStatus {
+    /// In use when it was looked at last.
+    pub bytes: Option<u64>,
+    /// Time that tasks stalled, per time.
+    pub stalled_ratio: Option<f64>,
+    pub objective_ratio: Option<f64>,
+    /// Since the agent started.
+    pub stalled_seconds_total: Option<f64>,
+    pub psi_some_seconds_total: Option<f64>,
+    pub oom_kills_total: Option<u64>,
+    /// Who is likely to use what it lacks, worst first: name, and time stalled per time.
+    pub blame: Vec<(String, f64)>,
 }
 
 /// Durations of one kind.
@@ -145,6 +163,7 @@ impl GroupStatus {
                 .iter()
                 .map(|(&column, time)| named(column, time.total()))
                 .collect(),
+            memory: MemoryStatus::of(group, ledger, window),
             restraint: group.restraint,
             levers: Lever::ALL.into_iter().filter(|&lever| group.levers.has(lever)).collect(),
             cause: group.cause,
@@ -162,6 +181,27 @@ impl InFlightStatus {
             overdue: waiting.in_flight.overdue,
             oldest_seconds: waiting.in_flight.oldest.map(|oldest| oldest.as_secs_f64()),
             unanswered_total: waiting.unanswered,
+        }
+    }
+}
+
+impl MemoryStatus {
+    fn of(group: &GroupLedger, ledger: &Ledger, window: f64) -> Self {
+        let memory = &group.memory;
+        let recent = memory.blame.iter().map(|(&user, time)| (user, time.recent().as_secs_f64()));
+        let mut blame: Vec<(String, f64)> = recent
+            .filter(|(_, seconds)| *seconds > 0.0)
+            .map(|(user, seconds)| (ledger.memory_user(user).to_owned(), seconds / window))
+            .collect();
+        blame.sort_by(|a, b| b.1.total_cmp(&a.1));
+        Self {
+            bytes: memory.bytes,
+            stalled_ratio: memory.stalled_by(Time::recent).map(|time| time.as_secs_f64() / window),
+            objective_ratio: group.slo.memory_stall.map(Share::ratio),
+            stalled_seconds_total: memory.stalled_by(Time::total).map(|time| time.as_secs_f64()),
+            psi_some_seconds_total: memory.psi_some.map(|time| time.as_secs_f64()),
+            oom_kills_total: memory.oom_kills,
+            blame,
         }
     }
 }

@@ -4,5 +4,6 @@
 pub mod answers;
 pub mod histogram;
 pub mod in_flight;
+pub mod memory;
 pub mod pace;
 pub mod tally;

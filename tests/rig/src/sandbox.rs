@@ -14,19 +14,27 @@ use rustix::process::{Pid, Signal, kill_process};
 struct Hosts {
     v2: Option<PathBuf>,
     v1_cpu: Option<PathBuf>,
+    /// Used by groups that limit memory only.
+    v1_memory: Option<PathBuf>,
 }
 
 impl Hosts {
     fn find() -> Result<Self> {
         let mounts = fs::read_to_string("/proc/self/mounts")?;
-        let mut found = Self { v2: None, v1_cpu: None };
+        let mut found = Self { v2: None, v1_cpu: None, v1_memory: None };
         for line in mounts.lines() {
             let fields: Vec<&str> = line.split(' ').collect();
             let [_, point, kind, options, ..] = fields[..] else { continue };
             match kind {
                 "cgroup2" => found.v2 = Some(point.into()),
-                "cgroup" if options.split(',').any(|option| option == "cpu") => {
-                    found.v1_cpu = Some(point.into());
+                "cgroup" => {
+                    let has = |controller| options.split(',').any(|option| option == controller);
+                    if has("cpu") {
+                        found.v1_cpu = Some(point.into());
+                    }
+                    if has("memory") {
+                        found.v1_memory = Some(point.into());
+                    }
                 }
                 _ => {}
             }
@@ -37,6 +45,10 @@ impl Hosts {
 
     fn iter(&self) -> impl Iterator<Item = &Path> {
         self.v2.iter().chain(&self.v1_cpu).map(PathBuf::as_path)
+    }
+
+    fn with_memory(&self) -> impl Iterator<Item = &Path> {
+        self.iter().chain(self.v1_memory.as_deref())
     }
 }
 
@@ -53,6 +65,7 @@ pub struct Group {
     hosts: Hosts,
     /// Below each mount point.
     pub path: String,
+    has_memory: bool,
 }
 
 impl Sandbox {
@@ -62,7 +75,7 @@ impl Sandbox {
     /// Where cgroups cannot be made.
     pub fn new(prefix: &str) -> Result<Self> {
         let hosts = Hosts::find()?;
-        for mount in hosts.iter() {
+        for mount in hosts.with_memory() {
             remove_leftovers(mount, prefix);
         }
         let sandbox = Self { hosts, name: format!("{prefix}-{}", std::process::id()) };
@@ -92,7 +105,25 @@ impl Sandbox {
     /// # Errors
     /// Where it cannot be made.
     pub fn group(&self, name: &str, shares: u32) -> Result<Group> {
-        let group = Group { hosts: self.hosts.clone(), path: format!("{}/{name}", self.name) };
+        self.make_group(name, shares, false)
+    }
+
+    /// Makes a group whose memory can be limited as well.
+    ///
+    /// # Errors
+    /// Where it cannot be made, or there is no memory controller.
+    pub fn memory_group(&self, name: &str, shares: u32) -> Result<Group> {
+        if self.hosts.v1_memory.is_none() {
+            let v2 = self.hosts.v2.as_ref().context("no memory controller")?;
+            for directory in [v2.clone(), v2.join(&self.name)] {
+                set(&directory.join("cgroup.subtree_control"), "+memory")?;
+            }
+        }
+        self.make_group(name, shares, true)
+    }
+
+    fn make_group(&self, name: &str, shares: u32, has_memory: bool) -> Result<Group> {
+        let group = Group { hosts: self.hosts.clone(), path: format!("{}/{name}", self.name), has_memory };
         for directory in group.directories() {
             make(&directory)?;
         }
@@ -117,7 +148,33 @@ fn weight_of(shares: u32) -> u32 {
 impl Group {
     /// Its directories, in every hierarchy.
     pub fn directories(&self) -> impl Iterator<Item = PathBuf> {
-        self.hosts.iter().map(|mount| mount.join(&self.path))
+        let memory = self.hosts.v1_memory.as_deref().filter(|_| self.has_memory);
+        self.hosts.iter().chain(memory).map(|mount| mount.join(&self.path))
+    }
+
+    /// The directory whose files limit memory, of a group made by [`Sandbox::memory_group`].
+    pub fn memory_directory(&self) -> PathBuf {
+        let mount =
+            self.hosts.v1_memory.as_ref().or(self.hosts.v2.as_ref()).expect("checked in memory_group");
+        mount.join(&self.path)
+    }
+
+    /// A limit at which the kernel makes the group reclaim, on v1 by the hard limit.
+    ///
+    /// # Errors
+    /// Where it cannot be set.
+    pub fn limit_memory(&self, bytes: u64) -> Result<()> {
+        let file = if self.hosts.v1_memory.is_some() { "memory.limit_in_bytes" } else { "memory.high" };
+        set(&self.memory_directory().join(file), &bytes.to_string())
+    }
+
+    /// A limit beyond which the kernel kills.
+    ///
+    /// # Errors
+    /// Where it cannot be set.
+    pub fn cap_memory(&self, bytes: u64) -> Result<()> {
+        let file = if self.hosts.v1_memory.is_some() { "memory.limit_in_bytes" } else { "memory.max" };
+        set(&self.memory_directory().join(file), &bytes.to_string())
     }
 
     /// The directory whose files limit CPU time.
@@ -223,7 +280,7 @@ impl Drop for Group {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        for mount in self.hosts.iter() {
+        for mount in self.hosts.with_memory() {
             remove(&mount.join(&self.name));
         }
     }

@@ -3,6 +3,8 @@
 mod in_flight;
 mod levers;
 mod limits;
+mod memory;
+mod memory_high;
 mod network;
 mod requests;
 mod scene;
@@ -11,18 +13,28 @@ mod waits;
 
 use enforcer_tests::needs::{
     Need::{
-        Ab, CpuIdle, Curl, Ipv6, NetworkNamespace, Nginx, OpenSsl, Probes, Redis, Root, SchedInfo, TwoCpus,
-        V1Cpu,
+        Ab, CpuIdle, Curl, Ipv6, LittleMemory, Memory, MemoryV1, MemoryV2, NetworkNamespace, Nginx, OpenSsl,
+        Probes, Psi, Redis, Root, SchedInfo, TwoCpus, V1Cpu,
     },
     trial,
 };
-use libtest_mimic::Arguments;
+use libtest_mimic::{Arguments, Trial};
 
 fn main() {
+    if let Some(group) = memory_high::held_by_this_process() {
+        memory_high::hold(&group);
+    }
     let mut arguments = Arguments::from_args();
     // They load the same CPUs and count what runs there.
     arguments.test_threads = Some(1);
-    let trials = vec![
+    let trials =
+        [waits_trials(), requests_trials(), agent_trials(), memory_trials()].into_iter().flatten().collect();
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// Waits, CPU time and blame.
+fn waits_trials() -> Vec<Trial> {
+    vec![
         trial("waits_are_counted_by_the_kernels_own_bookkeeping", &[Root, Probes], waits::by_sched_info),
         trial("waits_are_counted_by_wakeup_probes", &[Root, Probes], waits::by_wakeups),
         trial("waits_are_counted_by_v1_directories", &[Root, Probes, V1Cpu], waits::by_v1_directory),
@@ -34,6 +46,12 @@ fn main() {
             waits::unfinished,
         ),
         trial("full_tables_are_told_and_nothing_is_miscounted", &[Root, Probes], waits::full_table),
+    ]
+}
+
+/// Requests, in flight and answered.
+fn requests_trials() -> Vec<Trial> {
+    vec![
         trial("requests_over_ipv4_are_counted_to_the_last", &[Root, Probes], requests::over_ipv4),
         trial("requests_over_ipv6_are_counted_to_the_last", &[Root, Probes, Ipv6], requests::over_ipv6),
         trial("short_connections_are_counted_one_by_one", &[Root, Probes], requests::short_connections),
@@ -68,6 +86,12 @@ fn main() {
         trial("a_server_that_hangs_up_leaves_nothing_in_flight", &[Root, Probes], in_flight::hung_up),
         trial("a_killed_client_leaves_nothing_in_flight", &[Root, Probes], in_flight::killed_client),
         trial("a_stuck_server_raises_the_alarm", &[Root, Probes, TwoCpus], in_flight::alarm),
+    ]
+}
+
+/// The agent as a whole.
+fn agent_trials() -> Vec<Trial> {
+    vec![
         trial(
             "be_is_squeezed_while_it_hurts_and_restored_on_sigterm",
             &[Root, Probes, TwoCpus],
@@ -103,6 +127,51 @@ fn main() {
             levers::stopped_while_frozen,
         ),
         trial("a_thousand_cgroups_come_and_go_without_a_trace", &[Root, Probes], limits::churn),
-    ];
-    libtest_mimic::run(&arguments, trials).exit();
+    ]
+}
+
+/// Want of memory.
+fn memory_trials() -> Vec<Trial> {
+    vec![
+        trial(
+            "reclaim_at_a_memory_limit_is_counted_for_the_group_that_stalls",
+            &[Root, Probes, Memory, Psi],
+            memory::memcg_reclaim,
+        ),
+        trial(
+            "compaction_of_memory_is_counted_for_the_group_that_stalls",
+            &[Root, Probes],
+            memory::compaction,
+        ),
+        trial(
+            "an_oom_kill_for_want_of_memory_is_counted_for_its_group",
+            &[Root, Probes, Memory],
+            memory::oom_kill,
+        ),
+        trial(
+            "direct_reclaim_is_counted_when_memory_is_full",
+            &[Root, Probes, Memory, LittleMemory],
+            memory::direct_reclaim,
+        ),
+        trial(
+            "the_agent_tells_who_stalls_for_memory_and_for_whom",
+            &[Root, Probes, Memory, Psi],
+            memory::told_by_the_agent,
+        ),
+        trial(
+            "memory_high_is_lowered_without_waiting_for_reclaim_and_put_back",
+            &[Root, MemoryV2],
+            memory_high::lowered_and_put_back,
+        ),
+        trial(
+            "the_guardian_puts_back_the_memory_high_of_a_killed_process",
+            &[Root, MemoryV2],
+            memory_high::guardian,
+        ),
+        trial(
+            "memory_high_is_unavailable_with_a_reason_where_memory_is_on_v1",
+            &[Root, MemoryV1],
+            memory_high::unavailable,
+        ),
+    ]
 }

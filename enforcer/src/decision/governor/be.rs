@@ -16,6 +16,10 @@ const PERIOD_US: u64 = 1_000_000;
 pub const STOPPED: Restraint = Restraint::quota(CpuLimit { quota_us: Some(1_000), period_us: PERIOD_US });
 /// A quota is never used up to the last slice; this much more keeps the mean at the floor.
 const FLOOR_MARGIN: f64 = 1.05;
+/// Of the memory that it used, BE always keeps so much: taking more would only make it thrash.
+const MEMORY_KEPT: f64 = 0.5;
+/// Sizes are multiples of this, because the kernel rounds to pages.
+const PAGES: u64 = 64 << 10;
 /// BE that uses less than this many CPUs does not run.
 const RUNS_CORES: f64 = 0.02;
 /// Averages of usage forget with this time constant, demand with the longer one.
@@ -33,20 +37,33 @@ pub struct BeGroup {
     pub usage: f64,
     /// CPUs that it uses when nothing limits it, as last seen.
     pub demand: f64,
+    /// Memory that it used when nothing limited that, as last seen.
+    memory_wanted: Option<u64>,
 }
 
 impl BeGroup {
     pub fn new(id: GroupId, floor: MilliCores) -> Self {
-        Self { id, floor, exists: false, levers: Levers::default(), usage: 0.0, demand: 0.0 }
+        Self {
+            id,
+            floor,
+            exists: false,
+            levers: Levers::default(),
+            usage: 0.0,
+            demand: 0.0,
+            memory_wanted: None,
+        }
     }
 
-    /// Takes in a snapshot. `limited`: under a quota meanwhile, so that it cannot show what it wants.
-    pub fn observe(&mut self, group: &GroupSnapshot, elapsed: Duration, limited: bool) {
+    /// Takes in a snapshot. `restraint`: what was in force meanwhile, so that it could not show what it wants.
+    pub fn observe(&mut self, group: &GroupSnapshot, elapsed: Duration, restraint: Restraint) {
         self.exists = group.cpu_cores.is_some();
         self.levers = group.levers;
         let cores = group.cpu_cores.unwrap_or_default();
         self.usage = averaged(self.usage, cores, elapsed, AVERAGE);
-        if !limited {
+        if restraint.memory_high.is_none() {
+            self.memory_wanted = group.memory_bytes;
+        }
+        if restraint.quota.is_none() {
             self.demand = averaged(self.demand, self.usage, elapsed, DEMAND_FADES).max(self.usage);
         }
     }
@@ -68,9 +85,22 @@ impl BeGroup {
         self.floor.cores() * FLOOR_MARGIN
     }
 
+    /// The memory that leaves it `share` of what may be taken from it.
+    pub fn memory_high(&self, share: f64) -> Option<u64> {
+        let wanted = self.memory_wanted.filter(|_| share < 1.0)?;
+        let kept = MEMORY_KEPT + (1.0 - MEMORY_KEPT) * share;
+        let pages = wanted as f64 * kept / PAGES as f64;
+        Some(whole(pages) * PAGES)
+    }
+
     /// The quota that leaves it `share` of what it wants above its floor; none for all of it.
     pub fn quota(&self, share: f64) -> Option<CpuLimit> {
         let cores = || self.floor_kept() + share * self.above_floor();
         (share < 1.0).then(|| CpuLimit::of(MilliCores::from_cores(cores()), PERIOD_US))
     }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, which is meant")]
+const fn whole(number: f64) -> u64 {
+    number as u64
 }

@@ -31,6 +31,8 @@ const REMEMBERED: Duration = Duration::from_mins(30);
 /// The slow share that a first quota aims at, of what is allowed, and the most it leaves.
 const AIM: f64 = 0.7;
 const FIRST_SHARE_MAX: f64 = 0.6;
+/// Of the memory that may be taken from BE, it keeps so much at first.
+const MEMORY_FIRST: f64 = 0.5;
 /// So many BE groups are tried one by one before all together.
 const SINGLES_MAX: usize = 3;
 
@@ -91,8 +93,8 @@ impl Governor {
         let be = groups().filter(|(_, group)| group.class == Class::BE);
         let objectives = groups().flat_map(|(victim, group)| {
             let promised =
-                Signal::ALL.into_iter().filter_map(|signal| Some((signal, group.slo.threshold(signal)?)));
-            promised.map(move |(signal, threshold)| Watched::new(Objective { victim, signal }, threshold))
+                Signal::ALL.into_iter().filter_map(|signal| Some((signal, group.slo.promise(signal)?)));
+            promised.map(move |(signal, promise)| Watched::new(Objective { victim, signal }, promise))
         });
         Self {
             mode,
@@ -112,8 +114,8 @@ impl Governor {
         self.taken_at = node.taken_at;
         let spoilt = node.steal.is_some_and(|steal| steal > STEAL_MAX);
         for be in &mut self.be {
-            let limited = self.plan.restraints.get(&be.id).is_some_and(|restraint| restraint.quota.is_some());
-            be.observe(&node.groups[be.id.0], elapsed, limited);
+            let restraint = self.plan.restraints.get(&be.id).copied().unwrap_or_default();
+            be.observe(&node.groups[be.id.0], elapsed, restraint);
         }
         for watched in &mut self.objectives {
             watched.observe(node, elapsed, spoilt);
@@ -166,19 +168,26 @@ impl Governor {
         if is_on { self.try_without_be(watched) } else { None }
     }
 
-    /// The kernel itself saw that BE ran while the victim waited: no trial is needed.
+    /// The kernel itself saw what BE did while the victim waited: no trial is needed.
     fn blame(&mut self, watched: usize) -> Option<Phase> {
         let objective = &self.objectives[watched];
         let (cause, evidence) = objective.cause(|group| self.is_be(group));
-        if cause != Cause::BeCpu {
-            return None;
+        match cause {
+            Cause::BeCpu => {
+                let who = self.places(&objective.culprits(self.be.iter().map(|be| be.id)));
+                let proof = Proof::Blame { waited_for_be: evidence.waited_for_be };
+                // The weakest lever first: one that takes nothing from BE where nobody else wants the CPU.
+                let all_idle = who.iter().all(|&place| self.be[place].has(Lever::Idle));
+                let squeeze = self.squeeze(watched, who, proof, if all_idle { 1.0 } else { 0.0 });
+                Some(Phase::Squeeze(if all_idle { squeeze } else { squeeze.frozen(self.taken_at) }))
+            }
+            Cause::BeMemory => {
+                let who = self.places(objective.memory_user.as_slice());
+                let can = who.iter().all(|&place| self.be[place].has(Lever::Memory));
+                can.then(|| Phase::Squeeze(self.squeeze(watched, who, Proof::Memory, MEMORY_FIRST)))
+            }
+            _ => None,
         }
-        let who = self.places(&objective.culprits(self.be.iter().map(|be| be.id)));
-        let proof = Proof::Blame { waited_for_be: evidence.waited_for_be };
-        // The weakest lever first: one that takes nothing from BE where nobody else wants the CPU.
-        let all_idle = who.iter().all(|&place| self.be[place].has(Lever::Idle));
-        let squeeze = self.squeeze(watched, who, proof, if all_idle { 1.0 } else { 0.0 });
-        Some(Phase::Squeeze(if all_idle { squeeze } else { squeeze.frozen(self.taken_at) }))
     }
 
     /// BE that was proven to be the cause lately, and runs, need not be tried again.
@@ -288,8 +297,11 @@ impl Governor {
     }
 
     fn release(&mut self, squeeze: Squeeze) -> Phase {
-        let Squeeze { watched, who, hold, .. } = squeeze;
-        self.learned.push(Learned { watched, who, bands: hold.into_bands(), at: self.taken_at });
+        let Squeeze { watched, who, hold, proof, .. } = squeeze;
+        // Shares of memory say nothing of shares of CPU.
+        if proof != Proof::Memory {
+            self.learned.push(Learned { watched, who, bands: hold.into_bands(), at: self.taken_at });
+        }
         self.reset_alarms();
         Phase::Free
     }

@@ -89,7 +89,7 @@ impl Squeeze {
         let at_floor = self.hold.share() == 0.0;
         self.floor_since = at_floor.then(|| self.floor_since.unwrap_or(now));
         self.in_vain_since = self.hold.is_in_vain().then(|| self.in_vain_since.unwrap_or(now));
-        if self.in_vain_since == Some(now) && !matches!(self.proof, Proof::Trial(_)) {
+        if self.in_vain_since == Some(now) && matches!(self.proof, Proof::Blame { .. } | Proof::Remembered) {
             // Only a trial can tell whether it would be worse without.
             self.verify_at = now;
         }
@@ -106,11 +106,16 @@ impl Squeeze {
 
     /// What it does to one group. `cpus`: of the node.
     pub fn restraint(&self, now: Duration, be: &BeGroup, cpus: u32) -> Restraint {
+        if matches!(self.proof, Proof::Memory) {
+            let memory_high = be.memory_high(self.hold.share());
+            return Restraint { memory_high, ..Restraint::default() };
+        }
         let pinned = self.in_vain_since.is_some_and(|since| now >= since + PIN_AFTER);
         Restraint {
             frozen: now < self.frozen_until && be.has(Lever::Freeze),
             idle: be.has(Lever::Idle),
             quota: be.quota(self.hold.share()).filter(|_| be.has(Lever::Quota)),
+            memory_high: None,
             cpus: (pinned && be.has(Lever::Cpuset) && cpus > 1).then(|| cpus.div_ceil(2)),
         }
     }

@@ -44,7 +44,7 @@ fn policy(be_groups: usize) -> Policy {
         floor: MilliCores::from_cores(FLOOR_CORES),
         levers: Levers::ALL,
     };
-    let slo = Slo { request_latency_p99: Some(Duration::from_millis(5)), run_queue_wait_p99: None };
+    let slo = Slo { request_latency_p99: Some(Duration::from_millis(5)), ..Slo::default() };
     let mut groups = vec![group("web", Class::LS, slo)];
     groups.extend((0..be_groups).map(|_| group("batch", Class::BE, Slo::default())));
     Policy { groups, cgroups_max: 16, cpus: 2 }
@@ -326,4 +326,31 @@ fn be_that_is_kept_at_its_floor_for_long_is_handed_over_to_eviction() {
     assert!(node.governor.plan.evict.is_empty());
     node.run(240, WANTS_CORES, |cores| 15.0 + harmful(cores));
     assert_eq!(node.governor.plan.evict, [GroupId(1)]);
+}
+
+#[test]
+fn be_that_takes_the_memory_that_ls_stalls_for_gets_less_of_it() {
+    const GIB: u64 = 1 << 30;
+    let mut policy = policy(2);
+    policy.groups[0].slo = Slo { memory_stall: Some("1%".parse().unwrap()), ..Slo::default() };
+    let mut governor = Governor::new(&policy, Mode::Enforce);
+    let hog = GroupSnapshot {
+        levers: batch(0.5).levers.with(Lever::Memory),
+        memory_bytes: Some(GIB),
+        ..batch(0.5)
+    };
+    let mut plan = Plan::default();
+    for tick in 1..=10 {
+        let stalled = GroupSnapshot {
+            memory_stalls: Some(Tally { total: 100, slow: 30 }),
+            memory_user: Some(GroupId(1)),
+            ..GroupSnapshot::default()
+        };
+        let groups = vec![stalled, hog, batch(0.5)];
+        let node = Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, blame: Vec::new() };
+        plan = governor.decide(&node).clone();
+    }
+    let restraint = plan.restraints[&GroupId(1)];
+    assert!(restraint.memory_high.is_some_and(|bytes| (GIB / 2..GIB).contains(&bytes)), "{plan:?}");
+    assert_eq!((restraint.quota, plan.restraints.len()), (None, 1), "{plan:?}");
 }

@@ -6,11 +6,12 @@ use super::averaged;
 use crate::{
     decision::{
         alarm::Alarm,
-        cause::{Cause, Evidence, Waited},
+        cause::{self, Cause, Evidence, Waited},
         plan::Objective,
         trial::Effect,
     },
     model::{GroupId, Snapshot},
+    policy::Promise,
     signal::tally::Tally,
 };
 
@@ -30,11 +31,13 @@ const BE_GREW_MIN: f64 = 0.02;
 pub struct Watched {
     pub objective: Objective,
     /// What was promised.
-    threshold: Duration,
+    promise: Promise,
     pub alarm: Alarm,
     waited: Waited,
     throttled: Option<f64>,
     steal: Option<f64>,
+    /// Who is likely to use the memory that the victim lacks.
+    pub memory_user: Option<GroupId>,
     /// Requests or waits per second.
     pub rate_hz: f64,
     pub load_hz: f64,
@@ -52,14 +55,15 @@ pub struct Retry {
 }
 
 impl Watched {
-    pub fn new(objective: Objective, threshold: Duration) -> Self {
+    pub fn new(objective: Objective, promise: Promise) -> Self {
         Self {
             objective,
-            threshold,
+            promise,
             alarm: Alarm::default(),
             waited: Waited::default(),
             throttled: None,
             steal: None,
+            memory_user: None,
             rate_hz: 0.0,
             load_hz: 0.0,
             heard_at: Duration::ZERO,
@@ -77,6 +81,7 @@ impl Watched {
         self.waited.fade(elapsed);
         self.throttled = node.groups[self.objective.victim.0].throttled;
         self.steal = node.steal;
+        self.memory_user = node.groups[self.objective.victim.0].memory_user;
         let Some(tally) = self.tally(node) else { return };
         let rate_hz = tally.total as f64 / elapsed.as_secs_f64().max(1e-3);
         self.rate_hz = averaged(self.rate_hz, rate_hz, elapsed, AVERAGE);
@@ -100,9 +105,13 @@ impl Watched {
             throttled: self.throttled,
             steal: self.steal,
             effect: self.retry.map(|retry| retry.effect),
-            ..self.waited.evidence(self.objective.victim, is_be)
+            ..self.waited.evidence(self.objective.victim, &is_be)
         };
-        (evidence.cause(self.threshold), evidence)
+        let cause = match self.promise {
+            Promise::P99(threshold) => evidence.cause(threshold),
+            Promise::Share(_) => cause::of_memory_stalls(self.objective.victim, self.memory_user, is_be),
+        };
+        (cause, evidence)
     }
 
     /// Of these groups, those that the victim waited for.

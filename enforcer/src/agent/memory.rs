@@ -1,0 +1,235 @@
+//! Memory of the groups, by the files of their directories, and who is likely to use what a victim lacks.
+
+use std::{collections::HashMap, path::PathBuf, time::Duration};
+
+use enforcer_ebpf::layout::StallCause;
+
+use super::meter::Meter;
+use crate::{
+    cgroup::{
+        hierarchy::Mounts,
+        memory::{MemoryFiles, Reading},
+        tree::Directory,
+    },
+    model::{GroupId, Snapshot},
+    policy::{Class, Policy},
+    report::ledger::Ledger,
+    signal::memory::{Intake, Stalled, likely_user},
+};
+
+/// Files are looked at so often while an LS group stalls for want of memory.
+const LOOK: Duration = Duration::from_secs(1);
+/// At other times only every so many looks.
+const CALM_LOOKS: u32 = 10;
+/// What does not run cannot grow.
+const IDLE_LOOKS: u32 = 30;
+
+/// What the files say.
+#[derive(Debug)]
+pub struct MemoryMeter {
+    groups: Vec<Group>,
+    /// The directories that limits would go to, by path: a group may have the same path in two hierarchies.
+    directories: HashMap<PathBuf, Looked>,
+    look_at: Duration,
+    looks: u32,
+    /// An LS group stalled since the last report but one.
+    hurry: bool,
+}
+
+#[derive(Debug, Default)]
+struct Group {
+    is_ls: bool,
+    bytes: Option<u64>,
+    intake: Intake,
+    /// Since the last report.
+    new: Difference,
+    /// Stalled time by cause, when it was looked at last.
+    stalled: [Duration; StallCause::COUNT],
+    /// Who is likely to use what it stalled for since.
+    user: Option<GroupId>,
+}
+
+/// What totals grew by. `None`: unknown.
+#[derive(Clone, Copy, Debug, Default)]
+struct Difference {
+    reclaimed_bytes: Option<u64>,
+    refaulted_bytes: Option<u64>,
+    limit_hits: Option<u64>,
+    oom_kills: Option<u64>,
+    stalled_some: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Looked {
+    group: GroupId,
+    inode: u64,
+    files: MemoryFiles,
+    reading: Reading,
+    taken_at: Duration,
+    /// Per second, between the last two looks.
+    intake: Intake,
+    /// In which of the looks it has its turn where it has not one in each.
+    turn: u32,
+    generation: u32,
+}
+
+impl MemoryMeter {
+    /// Nothing is looked at before the first [`MemoryMeter::look`].
+    pub fn new(policy: &Policy) -> Self {
+        let group =
+            |group: &crate::policy::Group| Group { is_ls: group.class == Class::LS, ..Group::default() };
+        Self {
+            groups: policy.groups.iter().map(group).collect(),
+            directories: HashMap::new(),
+            look_at: Duration::ZERO,
+            looks: 0,
+            hurry: false,
+        }
+    }
+
+    /// Reads the files whose turn it is. Called as often as one likes.
+    pub fn look(&mut self, now: Duration, meter: &Meter, mounts: &Mounts) {
+        if now < self.look_at {
+            return;
+        }
+        self.look_at = now + LOOK;
+        self.looks = self.looks.wrapping_add(1);
+        for (directory, runs) in meter.tops() {
+            self.look_at_directory(now, directory, runs, mounts);
+        }
+        self.directories.retain(|_, looked| looked.generation == self.looks);
+        for group in &mut self.groups {
+            (group.bytes, group.intake) = (None, Intake::default());
+        }
+        for looked in self.directories.values() {
+            let group = &mut self.groups[looked.group.0];
+            add(&mut group.bytes, looked.reading.bytes);
+            let Intake { grown_bytes, reclaimed_bytes, refaulted_bytes, limit_hits } = looked.intake;
+            add(&mut group.intake.grown_bytes, grown_bytes);
+            add(&mut group.intake.reclaimed_bytes, reclaimed_bytes);
+            add(&mut group.intake.refaulted_bytes, refaulted_bytes);
+            add(&mut group.intake.limit_hits, limit_hits);
+        }
+    }
+
+    fn look_at_directory(&mut self, now: Duration, directory: &Directory, runs: bool, mounts: &Mounts) {
+        let &Directory { ref path, inode, group, .. } = directory;
+        let (looks, hurry) = (self.looks, self.hurry);
+        if let Some(looked) = self.directories.get_mut(path) {
+            if looked.generation == looks {
+                // Seen in the other hierarchy.
+                return;
+            }
+            looked.generation = looks;
+            if looked.inode == inode {
+                let every = match (runs, hurry) {
+                    (true, true) => 1,
+                    (true, false) => CALM_LOOKS,
+                    (false, _) => IDLE_LOOKS,
+                };
+                if looks % every == looked.turn % every {
+                    self.groups[group.0].new.add(looked.look(now));
+                }
+                return;
+            }
+        }
+        let files = MemoryFiles::of(mounts, path);
+        let reading = files.read();
+        let turn = u32::try_from(inode % u64::from(IDLE_LOOKS)).unwrap_or_default();
+        let intake = Intake::default();
+        let looked = Looked { group, inode, files, reading, taken_at: now, intake, turn, generation: looks };
+        self.directories.insert(path.clone(), looked);
+        // Known from now on, and nothing yet.
+        self.groups[group.0].new.add(Difference::between(&reading, &reading));
+    }
+
+    /// Adds what decisions need.
+    pub fn fill(&self, snapshot: &mut Snapshot) {
+        for (group, snapshot) in self.groups.iter().zip(&mut snapshot.groups) {
+            snapshot.memory_bytes = group.bytes;
+            snapshot.memory_user = group.user;
+        }
+    }
+
+    /// Adds everything since the last report to the ledger, which holds the stalls already.
+    pub fn report(&mut self, ledger: &mut Ledger) {
+        let intakes: Vec<Intake> = self.groups.iter().map(|group| group.intake).collect();
+        self.hurry = false;
+        for (index, (group, entry)) in self.groups.iter_mut().zip(&mut ledger.groups).enumerate() {
+            let memory = &mut entry.memory;
+            let new = std::mem::take(&mut group.new);
+            memory.bytes = group.bytes;
+            add(&mut memory.reclaimed_bytes, new.reclaimed_bytes);
+            add(&mut memory.refaulted_bytes, new.refaulted_bytes);
+            add(&mut memory.psi_some, new.stalled_some);
+            if !memory.oom_kills_by_probe {
+                add(&mut memory.oom_kills, new.oom_kills);
+            }
+            if !group.is_ls {
+                continue;
+            }
+            let stalled = StallCause::ALL.map(|cause| memory.stalled(cause));
+            let before = std::mem::replace(&mut group.stalled, stalled);
+            let since = |cause: StallCause| stalled[cause as usize].saturating_sub(before[cause as usize]);
+            let stalled = Stalled {
+                at_a_limit: since(StallCause::MemcgReclaim),
+                node_short: since(StallCause::DirectReclaim) + since(StallCause::Compaction),
+            };
+            let all = stalled.at_a_limit + stalled.node_short;
+            let user = likely_user(index, stalled, &intakes);
+            group.user = user.map(GroupId);
+            if !all.is_zero() {
+                self.hurry = true;
+                memory.blame.entry(user).or_default().add(all);
+            }
+        }
+    }
+}
+
+impl Looked {
+    /// What came since the last look.
+    fn look(&mut self, now: Duration) -> Difference {
+        let old = std::mem::replace(&mut self.reading, self.files.read());
+        let new = Difference::between(&old, &self.reading);
+        let seconds = now.saturating_sub(std::mem::replace(&mut self.taken_at, now)).as_secs_f64().max(1e-3);
+        let rate = |total: Option<u64>| total.map(|total| total as f64 / seconds);
+        let grown = self.reading.bytes.zip(old.bytes).map(|(new, old)| (new as f64 - old as f64) / seconds);
+        self.intake = Intake {
+            grown_bytes: grown,
+            reclaimed_bytes: rate(new.reclaimed_bytes),
+            refaulted_bytes: rate(new.refaulted_bytes),
+            limit_hits: rate(new.limit_hits),
+        };
+        new
+    }
+}
+
+impl Difference {
+    fn between(old: &Reading, new: &Reading) -> Self {
+        let count = |old: Option<u64>, new: Option<u64>| Some(new?.saturating_sub(old?));
+        Self {
+            reclaimed_bytes: count(old.reclaimed_bytes, new.reclaimed_bytes),
+            refaulted_bytes: count(old.refaulted_bytes, new.refaulted_bytes),
+            limit_hits: count(old.limit_hits, new.limit_hits),
+            oom_kills: count(old.oom_kills, new.oom_kills),
+            stalled_some: new.stalled_some.zip(old.stalled_some).map(|(new, old)| new.saturating_sub(old)),
+        }
+    }
+
+    fn add(&mut self, more: Self) {
+        add(&mut self.reclaimed_bytes, more.reclaimed_bytes);
+        add(&mut self.refaulted_bytes, more.refaulted_bytes);
+        add(&mut self.limit_hits, more.limit_hits);
+        add(&mut self.oom_kills, more.oom_kills);
+        add(&mut self.stalled_some, more.stalled_some);
+    }
+}
+
+/// The sum of what is known.
+fn add<T: std::ops::AddAssign>(sum: &mut Option<T>, more: Option<T>) {
+    match (sum.as_mut(), more) {
+        (Some(sum), Some(more)) => *sum += more,
+        (None, Some(more)) => *sum = Some(more),
+        (_, None) => {}
+    }
+}
