@@ -20,7 +20,7 @@ const STEP_MAX: f64 = 2.0;
 const STRETCH: Duration = Duration::from_millis(100);
 /// The share that the sudden test looks for, and its threshold: four slow ones among some twenty.
 const SUDDEN: f64 = 10.0 * ALLOWED;
-const SUDDEN_THRESHOLD: f64 = 8.0;
+const SUDDEN_THRESHOLD: f64 = 7.0;
 
 /// The evidence so far that one objective is being missed.
 #[derive(Clone, Copy, Debug, Default)]

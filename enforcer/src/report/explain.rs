@@ -4,6 +4,8 @@ use std::{fmt::Write as _, net::SocketAddr};
 
 use anyhow::Result;
 
+use crate::decision::cause::Evidence;
+
 use super::{
     client::fetch,
     history::{Change, Decision, Outcome, Victim},
@@ -34,6 +36,9 @@ fn paragraph(decision: &Decision) -> String {
     if let Some(victim) = &decision.victim {
         detail(evidence(victim));
     }
+    if let Some((cause, evidence)) = decision.cause.zip(decision.evidence) {
+        detail(format!("cause: {cause}{}", waits(&evidence)));
+    }
     for Change { group, before, after } in &decision.changes {
         detail(format!("{group}: {before} -> {after}"));
     }
@@ -43,6 +48,24 @@ fn paragraph(decision: &Decision) -> String {
     if let Some(Outcome { after_seconds, slow_ratio, be_cores }) = decision.outcome {
         let slow = slow_ratio.map_or_else(String::new, |slow| format!("{:.1} % slow, ", slow * 100.0));
         detail(format!("in the {after_seconds:.0} s after it: {slow}BE used {be_cores:.2} cores"));
+    }
+    text
+}
+
+/// Waits in milliseconds per second, where there were any.
+fn waits(evidence: &Evidence) -> String {
+    let waited = [
+        ("BE", evidence.waited_for_be),
+        ("itself", evidence.waited_for_own),
+        ("other LS", evidence.waited_for_ls),
+        ("others", evidence.waited_for_others),
+    ];
+    let mut text = String::new();
+    for (whom, seconds) in waited.into_iter().filter(|(_, seconds)| *seconds >= 1e-4) {
+        write!(text, ", waited for {whom} {:.1} ms/s", seconds * 1e3).expect("BUG: writing to a string");
+    }
+    if let Some(throttled) = evidence.throttled.filter(|share| *share > 0.0) {
+        write!(text, ", throttled {:.0} % of the time", throttled * 100.0).expect("BUG: writing to a string");
     }
     text
 }

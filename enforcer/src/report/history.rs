@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::ledger::{Durations, GroupLedger, Ledger, Time};
 use crate::{
-    decision::plan::{Objective, Plan},
+    decision::{
+        cause::{Cause, Evidence},
+        plan::{Objective, Plan},
+    },
     model::{GroupId, Restraint, Signal},
     policy::{Class, Promise},
     signal::tally::Tally,
@@ -56,6 +59,9 @@ pub struct Decision {
     pub reason: String,
     pub explanation: String,
     pub victim: Option<Victim>,
+    /// Why the objective is missed, and what that rests on. `None`: none is, or it is not known to be any more.
+    pub cause: Option<Cause>,
+    pub evidence: Option<Evidence>,
     /// What changed.
     pub changes: Vec<Change>,
     /// `None`: it was due at a regular look.
@@ -125,12 +131,15 @@ impl History {
         }
         let name = |group: GroupId| ledger.groups[group.0].name.as_str();
         let objective = change.plan.reason.objective();
+        let verdict = change.plan.verdicts.iter().find(|verdict| Some(verdict.objective) == objective);
         self.0.push_back(Entry {
             decision: Decision {
                 at_seconds: change.at.as_secs_f64(),
                 reason: change.plan.reason.label().to_owned(),
                 explanation: change.plan.reason.sentence(name),
                 victim: objective.map(|objective| victim(objective, ledger)),
+                cause: verdict.map(|verdict| verdict.cause),
+                evidence: verdict.map(|verdict| verdict.evidence),
                 changes: changes(change, name),
                 reaction: change.reaction,
                 outcome: None,

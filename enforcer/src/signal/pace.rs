@@ -8,9 +8,9 @@ use crate::model::Pace;
 /// Slow ones may come this many times as often as the objective allows; an objective that is just missed can wait for
 /// the tick.
 const SLACK: f64 = 3.0;
-/// No single slow one is news, nor are two or three.
-const BURST_MIN: f64 = 4.0;
-/// Over this time the allowed ones may come at once, and three standard deviations more.
+/// No single slow one is news, nor are two.
+const BURST_MIN: f64 = 3.0;
+/// Over this time the allowed ones may come at once, and two standard deviations more.
 const WINDOW: Duration = Duration::from_millis(50);
 /// Rates below say too little: such a group is looked at by ticks only.
 const RATE_MIN_HZ: f64 = 5.0;
@@ -23,7 +23,7 @@ pub fn pace(rate_hz: f64) -> Pace {
         return SILENT;
     }
     let expected = rate_hz * ALLOWED * WINDOW.as_secs_f64();
-    let burst = BURST_MIN + 3.0 * expected.sqrt();
+    let burst = BURST_MIN + 2.0 * expected.sqrt();
     let interval = Duration::from_secs_f64(1.0 / (SLACK * ALLOWED * rate_hz));
     Pace { interval, burst: interval.mul_f64(burst - 0.5) }
 }
@@ -46,7 +46,7 @@ mod tests {
 
     #[test]
     fn a_few_slow_ones_at_once_are_news_and_never_a_single_one() {
-        assert_eq!([10.0, 1_000.0, 10_000.0, 100_000.0].map(news_after), [4, 6, 11, 25]);
+        assert_eq!([10.0, 1_000.0, 10_000.0, 100_000.0].map(news_after), [3, 4, 7, 17]);
     }
 
     #[test]

@@ -179,7 +179,7 @@ impl Governor {
                 // The weakest lever first: one that takes nothing from BE where nobody else wants the CPU.
                 let all_idle = who.iter().all(|&place| self.be[place].has(Lever::Idle));
                 let squeeze = self.squeeze(watched, who, proof, if all_idle { 1.0 } else { 0.0 });
-                Some(Phase::Squeeze(if all_idle { squeeze } else { squeeze.frozen(self.taken_at) }))
+                Some(Phase::Squeeze(squeeze.frozen_at_the_floor(self.taken_at)))
             }
             Cause::BeMemory => {
                 let who = self.places(objective.memory_user.as_slice());
@@ -199,18 +199,30 @@ impl Governor {
                 && learned.who.iter().any(|&place| self.be[place].runs())
         });
         let who = found?.who.clone();
-        Some(Phase::Squeeze(self.squeeze(watched, who, Proof::Remembered, 0.0)))
+        let squeeze = self.squeeze(watched, who, Proof::Remembered, 0.0);
+        Some(Phase::Squeeze(squeeze.frozen_at_the_floor(now)))
     }
 
     /// Starts a squeeze with what was learned of these groups, or with `share`.
     fn squeeze(&mut self, watched: usize, who: Vec<usize>, proof: Proof, share: f64) -> Squeeze {
         let now = self.taken_at;
         let known = self.learned.iter().position(|learned| learned.watched == watched && learned.who == who);
+        let cause = self.proven_cause(watched, proof);
         let mut bands = known.map_or_else(Bands::default, |place| self.learned.swap_remove(place).bands);
         bands.follow(self.objectives[watched].load_hz);
         let hold = Hold::start(now, self.objectives.len(), bands, share);
         self.reset_alarms();
-        Squeeze::start(now, hold, watched, who, proof)
+        Squeeze::start(now, hold, watched, who, cause, proof)
+    }
+
+    /// What the proof says, and where it says only that it is BE: on the CPUs, or in the caches?
+    fn proven_cause(&self, watched: usize, proof: Proof) -> Cause {
+        match (proof, self.objectives[watched].cause(|group| self.is_be(group))) {
+            (Proof::Blame { .. }, _) => Cause::BeCpu,
+            (Proof::Memory, _) => Cause::BeMemory,
+            (Proof::Trial(_) | Proof::Remembered, (cause @ (Cause::BeCpu | Cause::BeMemory), _)) => cause,
+            (Proof::Trial(_) | Proof::Remembered, _) => Cause::BeCache,
+        }
     }
 
     /// Who is to be tried: what runs, one group after the other, the likeliest first, then all of them.
@@ -350,8 +362,15 @@ impl Governor {
     fn write_verdicts(&mut self) {
         let mut verdicts = std::mem::take(&mut self.plan.verdicts);
         verdicts.clear();
-        for watched in self.objectives.iter().filter(|watched| watched.alarm.is_on()) {
+        for (place, watched) in self.objectives.iter().enumerate() {
             let (cause, evidence) = watched.cause(|group| self.is_be(group));
+            let cause = match &self.phase {
+                // Cured, it shows nothing any more.
+                Phase::Squeeze(squeeze) if squeeze.watched == place => squeeze.cause,
+                Phase::Trying(trying) if trying.watched == place => cause,
+                _ if watched.alarm.is_on() => cause,
+                _ => continue,
+            };
             verdicts.push(Verdict { objective: watched.objective, cause, evidence });
         }
         self.plan.verdicts = verdicts;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::be::BeGroup;
 use crate::{
     decision::{
+        cause::Cause,
         hold::{Hold, Verdict},
         plan::Proof,
     },
@@ -33,6 +34,7 @@ pub struct Squeeze {
     pub watched: usize,
     /// Which BE groups it holds back, by place, ascending.
     pub who: Vec<usize>,
+    pub cause: Cause,
     pub proof: Proof,
     began: Duration,
     frozen_until: Duration,
@@ -45,11 +47,19 @@ pub struct Squeeze {
 }
 
 impl Squeeze {
-    pub fn start(now: Duration, hold: Hold, watched: usize, who: Vec<usize>, proof: Proof) -> Self {
+    pub fn start(
+        now: Duration,
+        hold: Hold,
+        watched: usize,
+        who: Vec<usize>,
+        cause: Cause,
+        proof: Proof,
+    ) -> Self {
         Self {
             hold,
             watched,
             who,
+            cause,
             proof,
             began: now,
             frozen_until: Duration::ZERO,
@@ -60,10 +70,12 @@ impl Squeeze {
         }
     }
 
-    /// Stops BE at once; the quota takes some milliseconds.
+    /// Stops BE at once if little is left to it; the quota takes some milliseconds.
     #[must_use]
-    pub fn frozen(mut self, now: Duration) -> Self {
-        self.frozen_until = now + FREEZE;
+    pub fn frozen_at_the_floor(mut self, now: Duration) -> Self {
+        if self.hold.share() == 0.0 {
+            self.frozen_until = now + FREEZE;
+        }
         self
     }
 

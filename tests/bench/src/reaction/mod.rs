@@ -1,6 +1,6 @@
 //! `bench reaction`: how long does BE hurt before something is done about it?
 //!
-//! BE strikes again and again, with the weight of LS. Each time it is seen from outside when the first limit can be read back
+//! BE strikes again and again, as a batch pod that requests four CPUs beside an LS pod that requests one. Each time it is seen from outside when the first limit can be read back
 //! and when BE stands still. Enforcer and Koordinator's rule take turns.
 
 mod strike;
@@ -16,6 +16,7 @@ use enforcer_rig::{
     process::{Process, built, piped, workload_in},
     progress::Progress,
     sandbox::{Group, Sandbox},
+    work::monotonic,
 };
 use serde_json::{Value, json};
 
@@ -38,11 +39,14 @@ pub struct Args {
 /// Strikes under enforcer between two turns of Koordinator's rule, and how many that rule gets.
 const TURN: usize = 20;
 const RULE_TURN: usize = 5;
-/// Requests per second, each 300 us of computing: a sixth of two CPUs.
+/// cpu.shares of a pod that requests four CPUs.
+const BE_SHARES: u32 = 4 * cast::LS_SHARES;
+/// Requests per second, each 800 us of computing: two fifths of two CPUs.
 const RATE_HZ: f64 = 1_000.0;
-const SPIN_US: u64 = 300;
+const SPIN_US: u64 = 800;
 /// What LS was promised.
-const SLO: Duration = Duration::from_millis(2);
+const LATENCY_SLO: Duration = Duration::from_millis(4);
+const WAIT_SLO: Duration = Duration::from_millis(1);
 /// For the agent to learn how often it hears of LS.
 const LEARN: Duration = Duration::from_secs(4);
 
@@ -52,7 +56,7 @@ pub fn run(args: &Args) -> Result<Value> {
     let scratch = tempfile::Builder::new().prefix("enforcer-reaction-").tempdir()?;
     let sandbox = Sandbox::new("enforcer-reaction")?;
     let ls = sandbox.group("ls", cast::LS_SHARES)?;
-    let be = sandbox.group("be", cast::LS_SHARES)?;
+    let be = sandbox.group("be", BE_SHARES)?;
     let mut command = workload_in(&ls)?;
     command.args(["serve", "--steps", "0", "--memory-mib", "1", "--spin-us", &SPIN_US.to_string()]);
     let mut server = Process::start("the LS server", piped(&mut command))?;
@@ -71,7 +75,7 @@ pub fn run(args: &Args) -> Result<Value> {
     Ok(json!({
         "onsets": args.onsets,
         "levers": args.levers,
-        "slo_ms": SLO.as_secs_f64() * 1e3,
+        "slo_ms": { "requestLatency": LATENCY_SLO.as_millis(), "runQueueWait": WAIT_SLO.as_millis() },
         "enforcer": strike::summary(&enforced),
         "koordinator_quota": strike::summary(&by_rule),
     }))
@@ -109,10 +113,12 @@ fn under_rule(ls: &Group, be: &Group, stage: &Stage<'_>) -> Result<Vec<Strike>> 
         let mut suppressor = Suppressor::new(cpus, ls, be, Lever::Quota(None))?;
         // Its ticks do not know of the onset: spread over their second.
         let phase = Duration::from_secs(1).mul_f64((number as f64 + 0.5) / RULE_TURN as f64);
-        let mut tick_at = enforcer_rig::work::monotonic() + phase;
+        let mut next = None;
         strikes.push(stage.strike(|| {
-            if enforcer_rig::work::monotonic() >= tick_at {
-                tick_at += Duration::from_secs(1);
+            let now = monotonic();
+            let tick_at = next.get_or_insert(now + phase);
+            if now >= *tick_at {
+                *tick_at += Duration::from_secs(1);
                 suppressor.tick()?;
             }
             Ok(())
@@ -124,9 +130,10 @@ fn under_rule(ls: &Group, be: &Group, stage: &Stage<'_>) -> Result<Vec<Strike>> 
 
 fn policy(sandbox: &Sandbox, levers: &str) -> String {
     format!(
-        "groups:\n- name: ls\n  class: LS\n  cgroups: [{path}/ls]\n  slo: {{ requestLatency: {{ p99: {slo}us }} }}\n\
+        "groups:\n- name: ls\n  class: LS\n  cgroups: [{path}/ls]\n  slo: {{ requestLatency: {{ p99: {latency}ms }}, runQueueWait: {{ p99: {wait}ms }} }}\n\
          - name: be\n  class: BE\n  cgroups: [{path}/be]\n  floor: 100m\n  levers: [{levers}]\n",
         path = sandbox.path(),
-        slo = SLO.as_micros(),
+        latency = LATENCY_SLO.as_millis(),
+        wait = WAIT_SLO.as_millis(),
     )
 }
