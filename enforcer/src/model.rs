@@ -78,6 +78,34 @@ pub struct GroupSnapshot {
     /// What the group can be held back with.
     #[serde(default, skip_serializing_if = "Levers::is_none")]
     pub levers: Levers,
+    /// Thresholds of the objectives that the policy leaves to be learned.
+    #[serde(default, skip_serializing_if = "Learned::is_none")]
+    pub learned: Learned,
+}
+
+/// What counts as slow, as far as it was learned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Learned {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_latency: Option<Duration>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_queue_wait: Option<Duration>,
+}
+
+impl Learned {
+    /// The threshold of one signal.
+    pub const fn threshold(self, signal: Signal) -> Option<Duration> {
+        match signal {
+            Signal::RequestLatency => self.request_latency,
+            Signal::RunQueueWait => self.run_queue_wait,
+            Signal::MemoryStall => None,
+        }
+    }
+
+    pub const fn is_none(&self) -> bool {
+        self.request_latency.is_none() && self.run_queue_wait.is_none()
+    }
 }
 
 /// Levers that work on a group.
@@ -120,6 +148,15 @@ pub enum Signal {
 
 impl Signal {
     pub const ALL: [Self; 3] = [Self::RequestLatency, Self::RunQueueWait, Self::MemoryStall];
+
+    /// A fixed word for metric labels.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::RequestLatency => "request_latency",
+            Self::RunQueueWait => "run_queue_wait",
+            Self::MemoryStall => "memory_stall",
+        }
+    }
 
     /// What the group's snapshot says of it.
     pub const fn of(self, group: &GroupSnapshot) -> Option<Tally> {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::{
     cgroup::hierarchy::{Layout, Mounts},
     kernel::{
+        cost::Statistics,
         probes::{Identity, MemoryProbes, Probes, possible_cpus},
         support::{Sizes, Support, WaitSource},
     },
@@ -171,6 +172,13 @@ fn probes() -> ProbeFindings {
         "time stalled for want of memory is measured per group".to_owned()
     } else {
         "memory stalls are not measured: objectives on memoryStall have no effect".to_owned()
+    });
+    findings.push(match Statistics::on() {
+        Ok(_) => good("cost of probes", "by the kernel's statistics, one second in thirty".to_owned()),
+        Err(err) => {
+            let cure = "Linux 5.8, and CAP_SYS_ADMIN; the agent's own CPU time is known all the same";
+            lacking("cost of probes", &format!("the kernel keeps no statistics ({err})"), cure.to_owned())
+        }
     });
     ProbeFindings { findings, therefore }
 }

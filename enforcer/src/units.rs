@@ -1,6 +1,6 @@
 //! Quantities with their units.
 
-use std::str::FromStr;
+use std::{str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -92,6 +92,40 @@ impl FromStr for MilliCores {
     }
 }
 
+/// So many times, in thousandths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Factor(pub u32);
+
+impl Factor {
+    pub fn times(self, duration: Duration) -> Duration {
+        duration.mul_f64(f64::from(self.0) / 1000.0)
+    }
+}
+
+impl std::fmt::Display for Factor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", f64::from(self.0) / 1000.0)
+    }
+}
+
+/// A text that is no factor.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no factor: write a number such as 1.5")]
+pub struct NoFactor(String);
+
+impl FromStr for Factor {
+    type Err = NoFactor;
+
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within the range checked")]
+    fn from_str(text: &str) -> Result<Self, NoFactor> {
+        let factor = text.parse().ok().filter(|factor| (0.0..1e6).contains(factor));
+        factor
+            .map(|factor: f64| Self((factor * 1000.0).round() as u32))
+            .ok_or_else(|| NoFactor(text.to_owned()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,5 +151,14 @@ mod tests {
         for text in ["", "-1", "1.5m", "NaN", "two", "1e9"] {
             assert!(text.parse::<MilliCores>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_factor_is_a_number() {
+        assert_eq!("1.5".parse(), Ok(Factor(1500)));
+        for text in ["", "-1", "NaN", "twice", "1e9"] {
+            assert!(text.parse::<Factor>().is_err(), "{text}");
+        }
+        assert_eq!(Factor(1500).times(Duration::from_millis(2)), Duration::from_millis(3));
     }
 }

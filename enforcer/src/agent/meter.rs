@@ -11,24 +11,27 @@ use enforcer_ebpf::{
 };
 use rustix::time::{ClockId, clock_gettime};
 
+use super::lessons::{Learned as Lesson, Lessons};
 use crate::{
     cgroup::{
         cpu_stat,
         hierarchy::{Hierarchy, Mounts},
         tree::Directory,
     },
+    decision::shed::Level,
     kernel::{
         counters::{Counters, MemoryTotals, RequestTotals, Running, WaitTotals},
         probes::{MemoryProbes, Probes, RequestLinks},
         slots::SlotTable,
     },
-    model::{Blame, Culprit, GroupId, GroupSnapshot, Levers, Signal, Snapshot},
+    model::{Blame, Culprit, GroupId, GroupSnapshot, Learned, Levers, Signal, Snapshot},
     policy::{Class, Policy, Slo},
     report::ledger::{Ledger, Waiting},
     signal::{
         answers::{Answers, Totals},
         histogram::Counts,
         in_flight::{Ages, Look},
+        learned::Stretch,
         memory::StallCounter,
         pace,
         tally::{ALLOWED, Tally},
@@ -65,8 +68,11 @@ pub struct Meter {
     running: Running,
     taken_at: Duration,
     ticks: u32,
+    /// Since the last report.
+    stretch: Stretch,
     /// Reused: the differences of one histogram.
     fresh: Counts,
+    shed: Level,
 }
 
 /// A group's place in the probes' tables, and what was read last.
@@ -130,7 +136,6 @@ struct Counted {
     memory_reported: MemoryTotals,
     unfinished_ns: u64,
     ran_at: Option<Duration>,
-    #[expect(dead_code, reason = "attached while held")]
     requests: Option<RequestLinks>,
 }
 
@@ -191,13 +196,26 @@ impl Meter {
             running: Running::default(),
             taken_at: Duration::ZERO,
             ticks: 0,
+            stretch: Stretch::default(),
             fresh: Counts::default(),
+            shed: Level::Nothing,
         }
+    }
+
+    /// From now on this counts as slow.
+    pub fn set_objective(&mut self, Lesson { group, signal, threshold }: Lesson) {
+        let group = &mut self.groups[group.0];
+        group.slo.set(signal, threshold);
+        self.counters.set_objective(group.victim, objective(group.slo));
     }
 
     /// Counts a directory from now on. `path` is its absolute one.
     pub fn appeared(&mut self, directory: Directory, now: Duration, probes: &mut Probes, path: &Path) {
         let group = &self.groups[directory.group.0];
+        if group.class == Class::BE {
+            // What it did before it had a slot is not known.
+            self.stretch.doubt();
+        }
         let key = directory.hierarchy.key(directory.inode);
         let allotted =
             self.slots.allot(key, group.victim, group.culprit, now, |slot| self.counters.clear_slot(slot));
@@ -212,7 +230,7 @@ impl Meter {
                 return;
             }
         };
-        let serves = group.class == Class::LS && directory.hierarchy == Hierarchy::V2 && directory.is_top;
+        let serves = group.answers_in(&directory) && group.measures_requests(self.shed);
         let requests = if serves { attach(probes, path) } else { None };
         let index = slot as usize;
         if self.counted.len() <= index {
@@ -238,9 +256,32 @@ impl Meter {
         self.uncounted.retain(|uncounted| uncounted != directory);
         let Some(slot) = self.places.remove(directory) else { return };
         let mut counted = self.counted[slot as usize].take().expect("BUG: a place without a directory");
-        counted.read(&self.counters, &self.running, now);
+        let last = counted.read(&self.counters, &self.running, now);
+        if self.groups[directory.group.0].class == Class::BE {
+            self.stretch.be_ran(Duration::from_nanos(last.on_cpu_ns));
+        }
         counted.report(&self.counters, &mut self.groups[directory.group.0]);
         self.slots.release(directory.hierarchy.key(directory.inode), now);
+    }
+
+    /// Leaves out so much, and takes up again what is no longer left out. How many directories' requests that concerns.
+    pub fn shed(&mut self, level: Level, probes: &mut Probes, mounts: &Mounts) -> usize {
+        self.shed = level;
+        let mut changed = 0;
+        for counted in self.counted.iter_mut().flatten() {
+            let (group, directory) = (&self.groups[counted.directory.group.0], &counted.directory);
+            let wanted = group.answers_in(directory) && group.measures_requests(level);
+            if wanted == counted.requests.is_some() {
+                continue;
+            }
+            counted.requests = if wanted {
+                attach(probes, &mounts.point(directory.hierarchy).join(&directory.path))
+            } else {
+                None
+            };
+            changed += 1;
+        }
+        changed
     }
 
     /// Directories that may find a slot now that others went.
@@ -289,6 +330,7 @@ impl Meter {
     pub fn snapshot(&mut self, now: Duration, steal: Option<f64>, into: &mut Snapshot) {
         let elapsed = now.saturating_sub(self.taken_at);
         let elapsed_ns = elapsed.as_nanos() as f64;
+        self.stretch.look(elapsed, steal);
         self.taken_at = now;
         into.taken_at = now;
         into.steal = steal;
@@ -312,6 +354,9 @@ impl Meter {
             }
             let new = counted.read(&self.counters, &self.running, now);
             *cpu_cores += new.on_cpu_ns as f64 / elapsed_ns.max(1.0);
+            if self.groups[counted.directory.group.0].class == Class::BE {
+                self.stretch.be_ran(Duration::from_nanos(new.on_cpu_ns));
+            }
             if let Some(waits) = waits {
                 *waits += Tally { total: new.waits, slow: new.slow };
             }
@@ -322,7 +367,7 @@ impl Meter {
             }
         }
         for (group, snapshot) in self.groups.iter_mut().zip(&mut into.groups) {
-            if group.serves {
+            if group.serves && group.measures_requests(self.shed) {
                 let new = group.look_at_requests(&self.counters);
                 snapshot.requests = group.slo.request_latency_p99.map(|_| new);
                 snapshot.in_flight = Some(group.look.in_flight);
@@ -340,6 +385,7 @@ impl Meter {
             if let (Some(stalls), Some(_)) = (&mut group.stalls, snapshot.cpu_cores) {
                 snapshot.memory_stalls = Some(stalls.observe(elapsed, stalled));
             }
+            snapshot.learned = learned(group.slo);
         }
         self.tell_blame(now, into);
     }
@@ -406,9 +452,24 @@ impl Meter {
         }
     }
 
-    /// Adds everything counted since the last report, `elapsed` ago, to the ledger.
-    pub fn report(&mut self, ledger: &mut Ledger, elapsed: Duration) {
+    /// Ends the stretch at hand. How long it is, if it says what the node is like without BE.
+    fn listen(&mut self, lessons: &mut Lessons, unwatched: usize) -> Duration {
+        let mut stretch = std::mem::take(&mut self.stretch);
+        if unwatched > 0 {
+            // BE may run for a while in a directory that no rescan has found yet.
+            stretch.doubt();
+        }
+        if self.uncounted.iter().any(|directory| self.groups[directory.group.0].class == Class::BE) {
+            stretch.doubt();
+        }
+        if lessons.begin(&stretch) { stretch.elapsed() } else { Duration::ZERO }
+    }
+
+    /// Adds everything counted since the last report, `elapsed` ago, to the ledger, and lets `lessons` hear it.
+    pub fn report(&mut self, ledger: &mut Ledger, elapsed: Duration, lessons: &mut Lessons) {
         self.set_paces(elapsed);
+        ledger.quiet += self.listen(lessons, ledger.unwatched);
+        let mut learned = Vec::new();
         for group in &mut ledger.groups {
             (group.cgroups, group.cgroups_uncounted) = (0, 0);
         }
@@ -422,14 +483,18 @@ impl Meter {
         }
         for (group, entry) in self.groups.iter().zip(&mut ledger.groups) {
             entry.levers = group.levers;
+            entry.slo = group.slo;
+            entry.put_requests_by(group.class == Class::LS && !group.measures_requests(self.shed));
         }
-        for (group, entry) in self.groups.iter_mut().zip(&mut ledger.groups) {
+        for (place, (group, entry)) in self.groups.iter_mut().zip(&mut ledger.groups).enumerate() {
             let waits = std::mem::take(&mut group.waits);
             entry.cpu.add_ns(waits.on_cpu_ns);
             entry.switches += waits.switches;
             if waits.waits > 0 {
                 let tally = Tally { total: waits.waits, slow: waits.slow };
                 entry.waits.add(&group.wait_counts, Duration::from_nanos(waits.wait_ns), tally);
+                entry.spend(self.taken_at, Signal::RunQueueWait, tally);
+                learned.extend(lessons.hear(GroupId(place), Signal::RunQueueWait, &group.wait_counts));
                 group.wait_counts.clear();
             }
             entry.memory.add(&std::mem::take(&mut group.memory));
@@ -466,8 +531,13 @@ impl Meter {
                         Duration::from_nanos(totals.latency_ns - old.latency_ns),
                         tally,
                     );
+                    entry.spend(self.taken_at, Signal::RequestLatency, tally);
+                    learned.extend(lessons.hear(GroupId(place), Signal::RequestLatency, &self.fresh));
                 }
             }
+        }
+        for lesson in learned {
+            self.set_objective(lesson);
         }
         ledger.drops = Drop::ALL.map(|cause| self.counters.drops(cause));
         ledger.slots_used = self.slots.used();
@@ -499,6 +569,24 @@ const fn culprit(column: u32) -> Culprit {
         CULPRIT_IDLE => Culprit::Idle,
         CULPRIT_UNATTRIBUTED => Culprit::Unattributed,
         group => Culprit::Group(GroupId((group - FIRST_CULPRIT) as usize)),
+    }
+}
+
+impl Group {
+    /// Whether requests to a directory of its are answered there.
+    fn answers_in(&self, directory: &Directory) -> bool {
+        self.class == Class::LS && directory.hierarchy == Hierarchy::V2 && directory.is_top
+    }
+
+    /// Whether its requests are measured although so much is left out.
+    fn measures_requests(&self, shed: Level) -> bool {
+        let is_promised =
+            || self.slo.request_latency_p99.is_some() || self.slo.auto(Signal::RequestLatency).is_some();
+        match shed {
+            Level::Nothing | Level::Looks => true,
+            Level::UnpromisedRequests => is_promised(),
+            Level::Requests => false,
+        }
     }
 }
 
@@ -568,6 +656,12 @@ fn attach(probes: &mut Probes, path: &Path) -> Option<RequestLinks> {
             }
         })
         .ok()
+}
+
+/// What decisions cannot know from the policy.
+fn learned(slo: Slo) -> Learned {
+    let of = |signal| slo.auto(signal).and_then(|_| slo.threshold(signal));
+    Learned { request_latency: of(Signal::RequestLatency), run_queue_wait: of(Signal::RunQueueWait) }
 }
 
 fn objective(slo: Slo) -> Objective {

@@ -2,6 +2,8 @@
 //!
 //! The only owner of the clock and of all state.
 
+mod cost;
+mod lessons;
 mod levers;
 mod memory;
 mod meter;
@@ -22,7 +24,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use self::{memory::MemoryMeter, meter::Meter, steal::StealMeter};
+use self::{cost::CostMeter, lessons::Lessons, memory::MemoryMeter, meter::Meter, steal::StealMeter};
 use crate::{
     actuation::{
         Actuator,
@@ -38,6 +40,7 @@ use crate::{
         check,
         governor::{Governor, Mode},
         plan::{Plan, Reason},
+        shed::{Level, Shedder},
     },
     guardian::Guardian,
     kernel::{
@@ -57,6 +60,8 @@ use crate::{
 
 /// How often the agent looks at the node.
 const TICK: Duration = Duration::from_millis(100);
+/// How often where the agent costs too much, while nothing is wrong. Onsets are looked into at once all the same.
+const SLOW_TICK: Duration = Duration::from_millis(250);
 /// Between a look and one that an onset asks for, at least.
 const EARLY: Duration = Duration::from_millis(5);
 /// How often the ledger is brought up to date.
@@ -120,6 +125,9 @@ struct Agent {
     log: EbpfLogger<&'static dyn log::Log>,
     meter: Meter,
     memory: MemoryMeter,
+    lessons: Lessons,
+    cost: CostMeter,
+    shedder: Shedder,
     steal: StealMeter,
     governor: Governor,
     actuator: Actuator,
@@ -194,16 +202,19 @@ impl Agent {
             %address, groups = policy.groups.len(), layout = ?mounts.layout(), wait_source = ?support.wait_source,
             shadow = options.shadow, kernel_bytes = sizes.memory_bytes(), "probes attached"
         );
+        let lessons = Lessons::of(&policy, &options.state_dir);
+        let serves = probes.request_latency_missing.is_none();
+        let mut meter = Meter::new(&policy, counters, slots, serves, &probes.memory);
+        for lesson in lessons.known() {
+            meter.set_objective(lesson);
+        }
         Ok(Self {
             governor: Governor::new(&policy, mode),
-            meter: Meter::new(
-                &policy,
-                counters,
-                slots,
-                probes.request_latency_missing.is_none(),
-                &probes.memory,
-            ),
+            meter,
             memory: MemoryMeter::new(&policy),
+            lessons,
+            cost: CostMeter::new(online.len()),
+            shedder: Shedder::new(policy.overhead.ratio()),
             steal: StealMeter::default(),
             actuator: Actuator::new(mounts, journal, options.shadow),
             recorder,
@@ -249,16 +260,42 @@ impl Agent {
                 () = tokio::time::sleep_until((self.started + next_tick).into()) => {
                     self.tick(onset.take());
                     let now = self.snapshot.taken_at;
-                    next_tick = self.plan.again_at.map_or(now + TICK, |at| at.clamp(now, now + TICK));
+                    let tick = self.tick_length();
+                    next_tick = self.plan.again_at.map_or(now + tick, |at| at.clamp(now, now + tick));
                 }
             }
         }
         let released = self.actuator.finish();
+        self.lessons.save();
         tracing::info!(limits_restored = released.writes, "ended");
         let mut errors = released.errors.into_iter();
         errors
             .next()
             .map_or(Ok(()), |err| Err(err).context("a limit could not be restored; try `enforcer restore`"))
+    }
+
+    /// Half the time after which the guardian takes the agent for hung, at most.
+    fn tick_length(&self) -> Duration {
+        let is_calm = self.plan.restraints.is_empty()
+            && matches!(self.plan.reason, Reason::Met | Reason::NoBe { .. } | Reason::Shadow { .. });
+        if self.shedder.level() < Level::Looks || !is_calm {
+            return TICK;
+        }
+        let longest = self.options.watchdog.map_or(SLOW_TICK, |watchdog| watchdog / 2);
+        SLOW_TICK.min(longest).max(TICK)
+    }
+
+    /// Keeps the agent's own cost within its budget.
+    fn shed(&mut self, now: Duration, elapsed: Duration) {
+        let Some(cost) = self.cost.look(now, &self.probes) else { return };
+        let before = self.shedder.level();
+        let Some(level) = self.shedder.observe(now, elapsed, cost) else { return };
+        self.cost.sample_again();
+        let directories = self.meter.shed(level, &mut self.probes, self.tree.mounts());
+        let cost = format!("{:.3}%", self.shedder.average().unwrap_or(cost.all) * 100.0);
+        let (budget, words) = (self.policy.overhead, level.words());
+        let why = if level > before { "the agent costs too much" } else { "the agent costs less again" };
+        tracing::warn!(cost, %budget, directories, "{why}: {words}");
     }
 
     /// `onset`: what made the loop look now and not later.
@@ -393,11 +430,13 @@ impl Agent {
         self.meter.look_at_throttling(now, self.tree.mounts());
         let elapsed = now.saturating_sub(self.reported_at);
         self.memory.look(now, &self.meter, self.tree.mounts());
+        let (cost, shedder) = (&self.cost, &self.shedder);
         let (meter, memory, plan, counts) = (&mut self.meter, &mut self.memory, &self.plan, &mut self.counts);
+        let lessons = &mut self.lessons;
         let changes = &self.changes;
         let (steal, unwatched) = (self.snapshot.steal, self.tree.unwatched());
         let done = self.shared.try_update(|ledger| {
-            meter.report(ledger, elapsed);
+            meter.report(ledger, elapsed, lessons);
             memory.report(ledger);
             ledger.plan(plan, elapsed);
             ledger.decisions(changes, now);
@@ -410,6 +449,11 @@ impl Agent {
             ledger.revocations += counts.revocations;
             ledger.guarded = guarded;
             ledger.steal = steal;
+            ledger.overhead = shedder.average();
+            ledger.shed = shedder.level();
+            for (program, time) in cost.probe_times() {
+                ledger.note_probe_time(program, time);
+            }
             ledger.unwatched = unwatched;
             ledger.ready = true;
         });
@@ -418,6 +462,8 @@ impl Agent {
             self.changes.clear();
             self.reported_at = now;
             self.report_at = now + REPORT;
+            self.lessons.save_now_and_then(now);
+            self.shed(now, elapsed);
         }
     }
 }

@@ -15,4 +15,5 @@ pub mod check;
 pub mod governor;
 pub mod hold;
 pub mod plan;
+pub mod shed;
 pub mod trial;

@@ -8,7 +8,7 @@ use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Map, MapData},
     programs::{
-        BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError,
+        BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, ProgramError,
         cgroup_skb::CgroupSkbLink,
     },
 };
@@ -35,6 +35,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/en
 
 /// Entries of the fallback's table of runnable tasks; a hash map of 64 Ki entries takes about 4 MiB.
 const RUNNABLE_TASKS: u32 = 65_536;
+
+/// What measures requests.
+pub const REQUEST_PROGRAMS: [&str; 2] = ["request_in", "response_out"];
 
 /// Why the probes could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -147,6 +150,11 @@ impl Probes {
         let ingress = self.attach_cgroup("request_in", CgroupSkbAttachType::Ingress, directory)?;
         let egress = self.attach_cgroup("response_out", CgroupSkbAttachType::Egress, directory)?;
         Ok(RequestLinks([ingress, egress]))
+    }
+
+    /// All programs, by name.
+    pub(super) fn programs(&self) -> impl Iterator<Item = (&str, &Program)> {
+        self.ebpf.programs()
     }
 
     fn attach_cgroup(
@@ -305,7 +313,7 @@ fn attach_memory_programs(ebpf: &mut Ebpf, support: &Support, btf: &Btf) -> Memo
 }
 
 fn load_request_programs(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
-    for name in ["request_in", "response_out"] {
+    for name in REQUEST_PROGRAMS {
         let program: &mut CgroupSkb = ebpf.program_mut(name).expect("BUG: no such program").try_into()?;
         program.load()?;
     }

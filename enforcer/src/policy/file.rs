@@ -2,26 +2,30 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 use serde_saphyr::Spanned;
 
-use super::{Class, Group, Policy, Slo};
+use super::{Class, Group, OBJECTIVE, Policy, Slo};
 use crate::{
     cgroup::pattern::Pattern,
     model::Levers,
-    units::{MilliCores, Share},
+    units::{Factor, MilliCores, Share},
 };
 
 /// Kept by BE groups whose policy says nothing.
 const DEFAULT_FLOOR: MilliCores = MilliCores(100);
 const DEFAULT_CGROUPS: u32 = 1024;
+/// Generous: several times what it takes with a thousand groups on two CPUs.
+const DEFAULT_OVERHEAD: Share = Share::percent(2);
+const OVERHEADS: std::ops::RangeInclusive<Share> = Share { millionths: 10 }..=Share::percent(50);
 const CGROUPS: std::ops::RangeInclusive<u32> = 16..=16_384;
 /// Victim rows and culprit columns are 16-bit numbers in the probes, and blame is their product.
 const GROUPS_MAX: usize = 4096;
-/// Shorter objectives are below what the histograms can tell, longer ones above it.
-const OBJECTIVE: std::ops::RangeInclusive<Duration> = Duration::from_micros(10)..=Duration::from_secs(8);
 /// A smaller share is below what one tick can tell, and a larger one promises nothing.
 const STALLED: std::ops::RangeInclusive<Share> = Share { millionths: 100 }..=Share::percent(50);
+/// What is learned, times this: within [`FACTORS`], because the histograms are right within 12 % at best.
+const DEFAULT_FACTOR: Factor = Factor(1500);
+const FACTORS: std::ops::RangeInclusive<Factor> = Factor(1050)..=Factor(10_000);
 const NAME_MAX: usize = 63;
 
 /// What is wrong, and in which line (1 is the first).
@@ -53,8 +57,8 @@ struct GroupEntry {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct SloEntry {
-    request_latency: Option<Percentiles>,
-    run_queue_wait: Option<Percentiles>,
+    request_latency: Option<Spanned<Promise>>,
+    run_queue_wait: Option<Spanned<Promise>>,
     memory_stall: Option<StalledTime>,
 }
 
@@ -64,16 +68,51 @@ struct StalledTime {
     share: Spanned<String>,
 }
 
+/// `auto`, or a mapping.
+enum Promise {
+    Auto,
+    Entry(PromiseEntry),
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Percentiles {
-    p99: Spanned<String>,
+struct PromiseEntry {
+    p99: Option<Spanned<String>>,
+    auto: Option<Spanned<String>>,
+}
+
+impl<'de> Deserialize<'de> for Promise {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Promise;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("auto, or a mapping such as { p99: 5ms } or { auto: 1.5 }")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Promise, E> {
+                if text == "auto" {
+                    return Ok(Promise::Auto);
+                }
+                Err(E::invalid_value(de::Unexpected::Str(text), &self))
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Promise, A::Error> {
+                PromiseEntry::deserialize(de::value::MapAccessDeserializer::new(map)).map(Promise::Entry)
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
 }
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Limits {
     cgroups: Option<Spanned<u32>>,
+    overhead: Option<Spanned<String>>,
 }
 
 /// Parses and checks a policy for a node with `cpus` CPUs.
@@ -104,7 +143,7 @@ pub fn parse(text: &str, cpus: u32) -> Result<Policy, Wrong> {
         let what = format!("a policy names 1 to {GROUPS_MAX} groups, this one {}", groups.len());
         return Err(Wrong { line: 1, what });
     }
-    Ok(Policy { groups, cgroups_max: cgroups_max(&file.limits)?, cpus })
+    Ok(Policy { groups, cgroups_max: cgroups_max(&file.limits)?, overhead: overhead(&file.limits)?, cpus })
 }
 
 fn group(entry: &GroupEntry) -> Result<(Group, Vec<u64>), Wrong> {
@@ -167,27 +206,65 @@ fn levers_of(entry: &GroupEntry) -> Result<Levers, Wrong> {
 }
 
 fn slo_of(group: &str, entry: &SloEntry) -> Result<Slo, Wrong> {
-    let objective = |what: &str, percentiles: &Option<Percentiles>| {
-        let Some(Percentiles { p99 }) = percentiles else { return Ok(None) };
-        let duration = humantime::parse_duration(&p99.value).map_err(|err| {
-            wrong(
-                p99,
-                format!("group {group:?}: {what} {:?} is no duration ({err}): write 5ms or 250us", p99.value),
-            )
-        })?;
-        if !OBJECTIVE.contains(&duration) {
-            let (low, high) = (OBJECTIVE.start(), OBJECTIVE.end());
-            let what =
-                format!("group {group:?}: {what} must lie between {low:?} and {high:?}, not {duration:?}");
-            return Err(wrong(p99, what));
-        }
-        Ok(Some(duration))
-    };
+    let (request_latency_p99, request_latency_auto) =
+        promise(group, "requestLatency", entry.request_latency.as_ref())?;
+    let (run_queue_wait_p99, run_queue_wait_auto) =
+        promise(group, "runQueueWait", entry.run_queue_wait.as_ref())?;
+    let memory_stall = entry.memory_stall.as_ref().map(|entry| memory_stall(group, entry)).transpose()?;
     Ok(Slo {
-        request_latency_p99: objective("requestLatency", &entry.request_latency)?,
-        run_queue_wait_p99: objective("runQueueWait", &entry.run_queue_wait)?,
-        memory_stall: entry.memory_stall.as_ref().map(|entry| memory_stall(group, entry)).transpose()?,
+        request_latency_p99,
+        run_queue_wait_p99,
+        request_latency_auto,
+        run_queue_wait_auto,
+        memory_stall,
     })
+}
+
+/// A threshold, or the factor to learn it with.
+fn promise(
+    group: &str,
+    what: &str,
+    promise: Option<&Spanned<Promise>>,
+) -> Result<(Option<Duration>, Option<Factor>), Wrong> {
+    let Some(at) = promise else { return Ok((None, None)) };
+    let entry = match &at.value {
+        Promise::Auto => return Ok((None, Some(DEFAULT_FACTOR))),
+        Promise::Entry(entry) => entry,
+    };
+    match entry {
+        PromiseEntry { p99: Some(p99), auto: None } => Ok((Some(threshold(group, what, p99)?), None)),
+        PromiseEntry { p99: None, auto: Some(auto) } => Ok((None, Some(factor(group, what, auto)?))),
+        _ => {
+            let what = format!("group {group:?}: {what} takes either a p99, such as 5ms, or auto");
+            Err(wrong(at, what))
+        }
+    }
+}
+
+fn threshold(group: &str, what: &str, p99: &Spanned<String>) -> Result<Duration, Wrong> {
+    let duration = humantime::parse_duration(&p99.value).map_err(|err| {
+        wrong(
+            p99,
+            format!("group {group:?}: {what} {:?} is no duration ({err}): write 5ms or 250us", p99.value),
+        )
+    })?;
+    if !OBJECTIVE.contains(&duration) {
+        let (low, high) = (OBJECTIVE.start(), OBJECTIVE.end());
+        let what = format!("group {group:?}: {what} must lie between {low:?} and {high:?}, not {duration:?}");
+        return Err(wrong(p99, what));
+    }
+    Ok(duration)
+}
+
+fn factor(group: &str, what: &str, auto: &Spanned<String>) -> Result<Factor, Wrong> {
+    let factor: Factor =
+        auto.value.parse().map_err(|err| wrong(auto, format!("group {group:?}: {what} {err}")))?;
+    if !FACTORS.contains(&factor) {
+        let (low, high) = (FACTORS.start(), FACTORS.end());
+        let what = format!("group {group:?}: {what} auto must lie between {low} and {high}, not {factor}");
+        return Err(wrong(auto, what));
+    }
+    Ok(factor)
 }
 
 fn memory_stall(group: &str, StalledTime { share }: &StalledTime) -> Result<Share, Wrong> {
@@ -244,6 +321,17 @@ fn cgroups_max(limits: &Limits) -> Result<u32, Wrong> {
     Ok(cgroups.value)
 }
 
+fn overhead(limits: &Limits) -> Result<Share, Wrong> {
+    let Some(overhead) = &limits.overhead else { return Ok(DEFAULT_OVERHEAD) };
+    let share = overhead.value.parse().map_err(|err| wrong(overhead, format!("limits.overhead: {err}")))?;
+    if !OVERHEADS.contains(&share) {
+        let (low, high) = (OVERHEADS.start(), OVERHEADS.end());
+        let what = format!("limits.overhead must lie between {low} and {high}, not {share}");
+        return Err(wrong(overhead, what));
+    }
+    Ok(share)
+}
+
 fn line_of<T>(item: &Spanned<T>) -> u64 {
     item.referenced.line()
 }
@@ -273,6 +361,7 @@ mod tests {
         assert_eq!(policy.groups[1].floor, MilliCores(200));
         assert_eq!(policy.groups[1].levers, Levers::ALL, "the example shows the default");
         assert_eq!(policy.cgroups_max, DEFAULT_CGROUPS, "the example shows the defaults");
+        assert_eq!(policy.overhead, DEFAULT_OVERHEAD);
     }
 
     #[test]
@@ -291,6 +380,15 @@ mod tests {
                 "between 0.01% and 50%, not 80%",
             ),
             (format!("{ls}  slo: {{ memoryStall: {{ p99: 1ms }} }}\n"), 5, "unknown field `p99`"),
+            (format!("{ls}  slo: {{ requestLatency: often }}\n"), 5, "expected auto, or a mapping"),
+            (format!("{ls}  slo: {{ requestLatency: {{ auto: much }} }}\n"), 5, "write a number such as 1.5"),
+            (
+                format!("{ls}  slo:\n    runQueueWait:\n      auto: 1.01\n"),
+                7,
+                "between 1.05 and 10, not 1.01",
+            ),
+            (format!("{ls}  slo: {{ runQueueWait: {{ auto: 2, p99: 1ms }} }}\n"), 5, "either a p99"),
+            (format!("{ls}  slo: {{ runQueueWait: {{ p95: 1ms }} }}\n"), 5, "unknown field `p95`"),
             (format!("{ls}  floor: 1\n"), 5, "never limited"),
             (format!("{be}  floor: 64\n"), 5, "the node has 4: lower them"),
             (format!("{be}  floor: much\n"), 5, "write cores (0.5)"),
@@ -305,6 +403,8 @@ mod tests {
             ("groups:\n- name: web\n  class: LS\n  cgroups: []\n".into(), 4, "at least one pattern"),
             ("groups:\n- name: web\n  class: XX\n  cgroups: [a]\n".into(), 3, "LS"),
             ("groups: []\n".into(), 1, "1 to 4096 groups"),
+            (format!("{ls}limits:\n  overhead: 2\n"), 6, "write percent, such as 1%"),
+            (format!("{ls}limits:\n  overhead: 60%\n"), 6, "between 0.001% and 50%, not 60%"),
             (format!("{ls}limits:\n  cgroups: 5\n"), 6, "between 16 and 16384"),
         ] {
             let found = parse(&text, 4).expect_err(&text);
@@ -312,6 +412,26 @@ mod tests {
             assert!(found.what.contains(part), "{text}\n{found:?}");
             assert!(!found.what.contains('\n'), "{found:?}");
         }
+    }
+
+    #[test]
+    fn an_objective_may_be_left_to_be_learned() {
+        let slo = |promise: &str| {
+            let text =
+                format!("groups:\n- {{ name: web, class: LS, cgroups: [web], slo: {{ {promise} }} }}\n");
+            parse(&text, 4).unwrap().groups[0].slo
+        };
+        for (promise, factor) in [
+            ("requestLatency: auto", 1500),
+            ("requestLatency: { auto: 2 }", 2000),
+            ("requestLatency: { auto: '1.05' }", 1050),
+        ] {
+            let expected = Slo { request_latency_auto: Some(Factor(factor)), ..Slo::default() };
+            assert_eq!(slo(promise), expected, "{promise}");
+        }
+        let both = slo("runQueueWait: auto, requestLatency: { p99: 5ms }");
+        assert_eq!((both.run_queue_wait_auto, both.run_queue_wait_p99), (Some(DEFAULT_FACTOR), None));
+        assert_eq!(both.request_latency_p99, Some(Duration::from_millis(5)));
     }
 
     #[test]

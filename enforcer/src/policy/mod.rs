@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cgroup::pattern::Pattern,
     model::{Levers, Signal},
-    units::{MilliCores, Share},
+    units::{Factor, MilliCores, Share},
 };
 
 /// The commented example that `enforcer agent --print-policy` prints.
@@ -35,6 +35,9 @@ impl fmt::Display for Class {
     }
 }
 
+/// Shorter objectives are below what the histograms can tell, longer ones above it.
+pub const OBJECTIVE: std::ops::RangeInclusive<Duration> = Duration::from_micros(10)..=Duration::from_secs(8);
+
 /// What an LS group was promised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slo {
@@ -42,6 +45,9 @@ pub struct Slo {
     pub request_latency_p99: Option<Duration>,
     /// At most 1 % of waits are longer from runnable to running.
     pub run_queue_wait_p99: Option<Duration>,
+    /// The objective is to be learned: so many times the p99 without BE. Until that is known there is none.
+    pub request_latency_auto: Option<Factor>,
+    pub run_queue_wait_auto: Option<Factor>,
     /// At most so much of the time tasks stall until memory has been made free.
     pub memory_stall: Option<Share>,
 }
@@ -74,6 +80,32 @@ impl Slo {
             Signal::MemoryStall => self.memory_stall.map(Promise::Share),
         }
     }
+
+    /// The duration that was promised of one signal.
+    pub fn threshold(self, signal: Signal) -> Option<Duration> {
+        match self.promise(signal)? {
+            Promise::P99(threshold) => Some(threshold),
+            Promise::Share(_) => None,
+        }
+    }
+
+    /// What is to be learned of one signal.
+    pub const fn auto(self, signal: Signal) -> Option<Factor> {
+        match signal {
+            Signal::RequestLatency => self.request_latency_auto,
+            Signal::RunQueueWait => self.run_queue_wait_auto,
+            Signal::MemoryStall => None,
+        }
+    }
+
+    /// Promises this of one signal that is learned.
+    pub const fn set(&mut self, signal: Signal, threshold: Duration) {
+        match signal {
+            Signal::RequestLatency => self.request_latency_p99 = Some(threshold),
+            Signal::RunQueueWait => self.run_queue_wait_p99 = Some(threshold),
+            Signal::MemoryStall => {}
+        }
+    }
 }
 
 /// One group.
@@ -96,6 +128,8 @@ pub struct Policy {
     pub groups: Vec<Group>,
     /// Directories that can be told apart at once.
     pub cgroups_max: u32,
+    /// What the agent and its probes may cost, of the node's CPU time.
+    pub overhead: Share,
     /// CPUs of the node that it was checked for.
     pub cpus: u32,
 }

@@ -13,15 +13,16 @@ use crate::{
     decision::{
         cause::Cause,
         plan::{Plan, Reason},
+        shed::Level,
     },
     kernel::{
         counters::MemoryTotals,
         probes::MemoryProbes,
         support::{Sizes, WaitSource},
     },
-    model::{GroupId, Levers, Restraint},
+    model::{GroupId, Levers, Restraint, Signal},
     policy::{Class, Policy, Slo},
-    signal::{histogram::Counts, in_flight::InFlight, tally::Tally},
+    signal::{budget::Budget, histogram::Counts, in_flight::InFlight, tally::Tally},
     units::MilliCores,
 };
 
@@ -210,6 +211,10 @@ pub struct GroupLedger {
     pub requests: Option<Durations>,
     /// Requests without an answer; `None` likewise.
     pub waiting: Option<Waiting>,
+    /// The same while it is not measured for a time: unknown, and not zero.
+    requests_put_by: Option<Durations>,
+    /// What was counted of each objective, once there was something: a node may have a thousand groups.
+    pub budgets: BTreeMap<Signal, Budget>,
     /// Time waited, by culprit column; only those that ever made it wait.
     pub blame: BTreeMap<u32, Time>,
     pub memory: MemoryLedger,
@@ -225,6 +230,27 @@ pub struct GroupLedger {
     pub cause: Option<Cause>,
 }
 
+impl GroupLedger {
+    /// Notes whether requests are left unmeasured for a time.
+    pub fn put_requests_by(&mut self, put_by: bool) {
+        let (from, to) = if put_by {
+            (&mut self.requests, &mut self.requests_put_by)
+        } else {
+            (&mut self.requests_put_by, &mut self.requests)
+        };
+        if from.is_some() {
+            *to = from.take();
+        }
+    }
+
+    /// Notes what was counted of a signal until `now`. Without an objective nothing is promised and nothing used up.
+    pub fn spend(&mut self, now: Duration, signal: Signal, tally: Tally) {
+        if self.slo.promise(signal).is_some() {
+            self.budgets.entry(signal).or_default().add(now, tally);
+        }
+    }
+}
+
 /// Everything that is reported.
 #[derive(Clone, Debug)]
 pub struct Ledger {
@@ -233,6 +259,8 @@ pub struct Ledger {
     /// Time for which each kind of reason held, in the order of [`Reason::LABELS`].
     pub reason_time: [Duration; Reason::LABELS.len()],
     pub shadow: bool,
+    /// CPU time that BE would have lost but for shadow mode, in core seconds.
+    pub shadow_cost: f64,
     pub since_start: Duration,
     pub ticks: u64,
     /// Of these, asked for by an onset.
@@ -249,9 +277,18 @@ pub struct Ledger {
     pub slots_capacity: u32,
     pub unwatched: usize,
     pub steal: Option<f64>,
+    /// Time without BE, from which objectives are learned.
+    pub quiet: Duration,
     pub wait_source: WaitSource,
     pub sizes: Sizes,
     pub request_latency_missing: Option<String>,
+    /// Time that each program ran, estimated; empty: not known.
+    pub probe_times: BTreeMap<String, Duration>,
+    /// What the agent and its probes cost, of the node's CPU time, and may cost.
+    pub overhead: Option<f64>,
+    pub overhead_budget: f64,
+    /// What is left out because it costs too much.
+    pub shed: Level,
     /// The first snapshot was taken and the loop runs.
     pub ready: bool,
     pub history: History,
@@ -285,6 +322,8 @@ impl Ledger {
                 waits: Durations::default(),
                 requests: (is_ls && request_latency_missing.is_none()).then(Durations::default),
                 waiting: None,
+                budgets: BTreeMap::new(),
+                requests_put_by: None,
                 blame: BTreeMap::new(),
                 memory: MemoryLedger::new(memory),
                 restraint: None,
@@ -299,6 +338,7 @@ impl Ledger {
             reason: Reason::Met,
             reason_time: [Duration::ZERO; Reason::LABELS.len()],
             shadow,
+            shadow_cost: 0.0,
             since_start: Duration::ZERO,
             ticks: 0,
             early_ticks: 0,
@@ -312,9 +352,14 @@ impl Ledger {
             slots_capacity: 0,
             unwatched: 0,
             steal: None,
+            quiet: Duration::ZERO,
             wait_source,
             sizes,
             request_latency_missing,
+            probe_times: BTreeMap::new(),
+            overhead: None,
+            overhead_budget: policy.overhead.ratio(),
+            shed: Level::Nothing,
             ready: false,
             history: History::default(),
             reactions: Durations::default(),
@@ -330,6 +375,9 @@ impl Ledger {
         let place =
             Reason::LABELS.iter().position(|known| *known == label).expect("BUG: LABELS lacks a label");
         self.reason_time[place] += elapsed;
+        if let Reason::Shadow { takes_cores, .. } = plan.reason {
+            self.shadow_cost += takes_cores * elapsed.as_secs_f64();
+        }
         for (index, group) in self.groups.iter_mut().enumerate() {
             let id = GroupId(index);
             group.evict = plan.evict.contains(&id);
@@ -359,6 +407,14 @@ impl Ledger {
         }
         history.judge(now, self);
         self.history = history;
+    }
+
+    /// Notes how long a probe ran since the start.
+    pub fn note_probe_time(&mut self, program: &str, time: Duration) {
+        match self.probe_times.get_mut(program) {
+            Some(known) => *known = time,
+            None => _ = self.probe_times.insert(program.to_owned(), time),
+        }
     }
 
     /// Moves the recent window on.
@@ -398,5 +454,73 @@ impl Ledger {
             CULPRIT_UNATTRIBUTED => "(unattributed)",
             _ => &self.groups[(column - FIRST_CULPRIT) as usize].name,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{
+        decision::plan::Objective,
+        policy::EXAMPLE,
+        report::{
+            metrics::{self, Process},
+            status::Status,
+        },
+    };
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn ledger() -> Ledger {
+        let policy = Policy::parse(EXAMPLE, Path::new("policy.yaml"), 4).unwrap();
+        let sizes = Sizes { cpus: 4, slots: 16, victims: 2, culprits: 5 };
+        Ledger::new(&policy, true, sizes, WaitSource::SchedInfo, None, &MemoryProbes::default())
+    }
+
+    fn metrics(ledger: &Ledger) -> String {
+        metrics::render(ledger, &Process::default())
+    }
+
+    #[test]
+    fn shadow_mode_adds_up_what_be_would_have_lost() {
+        let mut ledger = ledger();
+        let objective = Objective { victim: GroupId(0), signal: Signal::RequestLatency };
+        let would = |takes_cores| Plan {
+            reason: Reason::Shadow { objective, cause: Cause::BeCpu, takes_cores },
+            ..Plan::default()
+        };
+        ledger.plan(&would(1.5), SECOND * 2);
+        ledger.plan(&Plan::default(), SECOND * 100);
+        ledger.plan(&would(0.5), SECOND);
+        let text = metrics(&ledger);
+        assert!(text.contains("\nenforcer_shadow_be_core_seconds_total 3.5\n"), "{text}");
+        assert_eq!(Status::of(&ledger, None).shadow_be_core_seconds, Some(3.5));
+        // Who is not in shadow mode takes it indeed: nothing to be told.
+        ledger.shadow = false;
+        assert!(!metrics(&ledger).contains("enforcer_shadow_be_core_seconds_total"));
+        assert_eq!(Status::of(&ledger, None).shadow_be_core_seconds, None);
+    }
+
+    #[test]
+    fn the_error_budget_of_what_was_counted_is_told_and_no_other() {
+        let mut ledger = ledger();
+        ledger.groups[0].spend(SECOND, Signal::RequestLatency, Tally { total: 1_000, slow: 15 });
+        // Nothing was promised to BE.
+        ledger.groups[1].spend(SECOND, Signal::RunQueueWait, Tally { total: 1_000, slow: 15 });
+        ledger.advance(SECOND);
+        let text = metrics(&ledger);
+        let found: Vec<_> = text.lines().filter(|line| line.starts_with("enforcer_error_budget")).collect();
+        assert_eq!(
+            found,
+            ["1h", "24h"].map(|window| format!(
+                "enforcer_error_budget_remaining_ratio{{group=\"web\",signal=\"request_latency\",window=\"{window}\"}} -0.5"
+            ))
+        );
+        let status = Status::of(&ledger, None);
+        let requests = status.groups[0].requests.as_ref().unwrap();
+        assert_eq!((requests.budget_1h, requests.budget_24h), (Some(-0.5), Some(-0.5)));
+        assert_eq!(status.groups[0].waits.budget_1h, None);
     }
 }

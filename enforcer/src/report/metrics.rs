@@ -12,7 +12,12 @@ use prometheus::{
 };
 
 use super::ledger::{Durations, GroupLedger, Ledger, MemoryLedger, Stalls, Waiting};
-use crate::{decision::plan::Reason, model::Lever, policy::Class, signal::histogram::Counts};
+use crate::{
+    decision::plan::Reason,
+    model::{Lever, Signal},
+    policy::Class,
+    signal::{budget::Window, histogram::Counts},
+};
 
 /// Media type of [`render`]'s text.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -50,9 +55,11 @@ impl Process {
 
 fn families(ledger: &Ledger, process: &Process) -> Vec<MetricFamily> {
     let mut families = node(ledger);
+    families.extend(cost(ledger));
     families.extend(groups(ledger));
     families.extend(requests(&ledger.groups));
     families.extend(memory(ledger));
+    families.extend(promises(ledger));
     families.extend([
         counter(
             "process_cpu_seconds_total",
@@ -92,6 +99,11 @@ fn node(ledger: &Ledger) -> Vec<MetricFamily> {
             "enforcer_shadow",
             "1 in shadow mode, in which nothing is written",
             [sample([], f64::from(u8::from(ledger.shadow)))],
+        ),
+        counter(
+            "enforcer_shadow_be_core_seconds_total",
+            "CPU time that BE would have lost at most, were this not shadow mode",
+            ledger.shadow.then(|| sample([], ledger.shadow_cost)),
         ),
         counter(
             "enforcer_early_ticks_total",
@@ -172,6 +184,31 @@ fn node(ledger: &Ledger) -> Vec<MetricFamily> {
     ]
 }
 
+/// What the agent and its probes cost.
+fn cost(ledger: &Ledger) -> Vec<MetricFamily> {
+    vec![
+        counter(
+            "enforcer_bpf_run_seconds_total",
+            "Time that a probe ran, estimated from one second in thirty",
+            ledger
+                .probe_times
+                .iter()
+                .map(|(program, time)| sample([("program", program.as_str())], time.as_secs_f64())),
+        ),
+        gauge(
+            "enforcer_overhead_ratio",
+            "What the agent and its probes cost, of the node's CPU time",
+            ledger.overhead.map(|overhead| sample([], overhead)),
+        ),
+        gauge("enforcer_overhead_budget_ratio", "What they may cost", [sample([], ledger.overhead_budget)]),
+        gauge(
+            "enforcer_shed_level",
+            "What is left out because the agent costs too much: 0 is nothing",
+            [sample([], f64::from(ledger.shed as u8))],
+        ),
+    ]
+}
+
 fn groups(ledger: &Ledger) -> Vec<MetricFamily> {
     let groups = &ledger.groups;
     let each = |value: fn(&GroupLedger) -> Option<f64>| {
@@ -210,11 +247,6 @@ fn groups(ledger: &Ledger) -> Vec<MetricFamily> {
             "enforcer_run_queue_wait_slow_total",
             "Waits longer than the objective",
             each(|group| group.slo.run_queue_wait_p99.map(|_| group.waits.tally.slow as f64)),
-        ),
-        gauge(
-            "enforcer_slo_seconds",
-            "Objective: at most 1 % may be slower",
-            groups.iter().flat_map(objectives),
         ),
         counter(
             "enforcer_run_queue_blame_seconds_total",
@@ -310,13 +342,54 @@ fn requests(groups: &[GroupLedger]) -> Vec<MetricFamily> {
     ]
 }
 
+/// What was promised, and what is left of it.
+fn promises(ledger: &Ledger) -> Vec<MetricFamily> {
+    let groups = &ledger.groups;
+    vec![
+        gauge(
+            "enforcer_slo_seconds",
+            "Objective: at most 1 % may be slower",
+            groups.iter().flat_map(objectives),
+        ),
+        gauge(
+            "enforcer_slo_learned",
+            "Whether an objective that is left to be learned is known",
+            groups.iter().flat_map(learned),
+        ),
+        counter(
+            "enforcer_quiet_seconds_total",
+            "Time without BE, from which objectives are learned",
+            [sample([], ledger.quiet.as_secs_f64())],
+        ),
+        gauge(
+            "enforcer_error_budget_remaining_ratio",
+            "Part of the slow ones allowed in the window that is left; negative when there were more",
+            groups.iter().flat_map(|group| budgets(group, ledger.since_start)),
+        ),
+    ]
+}
+
 fn objectives(group: &GroupLedger) -> impl Iterator<Item = Metric> {
-    let slo = [
-        ("request_latency", group.slo.request_latency_p99),
-        ("run_queue_wait", group.slo.run_queue_wait_p99),
-    ];
-    slo.into_iter().filter_map(|(signal, objective)| {
-        Some(sample([("group", group.name.as_str()), ("signal", signal)], objective?.as_secs_f64()))
+    Signal::ALL.into_iter().filter_map(|signal| {
+        let objective = group.slo.threshold(signal)?.as_secs_f64();
+        Some(sample([("group", group.name.as_str()), ("signal", signal.label())], objective))
+    })
+}
+
+fn learned(group: &GroupLedger) -> impl Iterator<Item = Metric> {
+    Signal::ALL.into_iter().filter_map(|signal| {
+        group.slo.auto(signal)?;
+        let is_known = group.slo.threshold(signal).is_some();
+        let labels = [("group", group.name.as_str()), ("signal", signal.label())];
+        Some(sample(labels, f64::from(is_known)))
+    })
+}
+
+fn budgets(group: &GroupLedger, now: Duration) -> impl Iterator<Item = Metric> {
+    let windows = group.budgets.iter().flat_map(|objective| Window::ALL.map(|window| (objective, window)));
+    windows.filter_map(move |((signal, budget), window)| {
+        let labels = [("group", group.name.as_str()), ("signal", signal.label()), ("window", window.label())];
+        Some(sample(labels, budget.remaining(now, window)?))
     })
 }
 

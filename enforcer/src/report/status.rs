@@ -9,9 +9,10 @@ use super::{
     metrics::Process,
 };
 use crate::{
-    decision::cause::Cause,
-    model::{Lever, Restraint},
-    policy::Class,
+    decision::{cause::Cause, shed::Level},
+    model::{Lever, Restraint, Signal},
+    policy::{Class, Slo},
+    signal::budget::Window,
     units::Share,
 };
 
@@ -21,6 +22,8 @@ pub struct Status {
     pub version: String,
     /// Nothing is written.
     pub shadow: bool,
+    /// What BE would have lost at most; `None`: this is not shadow mode.
+    pub shadow_be_core_seconds: Option<f64>,
     /// Since the agent started.
     pub uptime_seconds: f64,
     /// How far the recent window reaches back.
@@ -36,6 +39,10 @@ pub struct Status {
     /// What the agent itself has used, `None`: unknown.
     pub agent_cpu_seconds: Option<f64>,
     pub agent_resident_bytes: Option<u64>,
+    /// Of the node's CPU time, its probes included as far as known; `None`: unknown.
+    pub overhead_ratio: Option<f64>,
+    /// What is left out because that is too much, in words.
+    pub left_out: Option<String>,
 }
 
 /// One group.
@@ -106,13 +113,40 @@ pub struct DurationsStatus {
     pub p50_seconds: Option<f64>,
     pub p99_seconds: Option<f64>,
     pub objective_seconds: Option<f64>,
+    /// Where the objective is from; `None`: nothing is promised.
+    pub objective_is: Option<Origin>,
     /// Share slower than the objective.
     pub slow_ratio: Option<f64>,
+    /// Parts of the error budget that are left; `None`: no objective, or nothing counted in that time.
+    pub budget_1h: Option<f64>,
+    pub budget_24h: Option<f64>,
     /// Since the agent started.
     pub total: u64,
     pub slow_total: u64,
     pub p50_seconds_total: Option<f64>,
     pub p99_seconds_total: Option<f64>,
+}
+
+/// Where an objective is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// The policy.
+    Policy,
+    /// To be learned, and not known yet.
+    Learning,
+    Learned,
+}
+
+impl Origin {
+    fn of(slo: Slo, signal: Signal) -> Option<Self> {
+        match (slo.auto(signal), slo.threshold(signal)) {
+            (None, None) => None,
+            (None, Some(_)) => Some(Self::Policy),
+            (Some(_), None) => Some(Self::Learning),
+            (Some(_), Some(_)) => Some(Self::Learned),
+        }
+    }
 }
 
 impl Status {
@@ -122,6 +156,7 @@ impl Status {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             shadow: ledger.shadow,
+            shadow_be_core_seconds: ledger.shadow.then_some(ledger.shadow_cost),
             uptime_seconds: ledger.since_start.as_secs_f64(),
             window_seconds: window,
             reason: ledger.reason.label().to_owned(),
@@ -132,6 +167,8 @@ impl Status {
             steal_ratio: ledger.steal,
             agent_cpu_seconds: process.map(|process| process.cpu.as_secs_f64()),
             agent_resident_bytes: process.map(|process| process.resident_bytes),
+            overhead_ratio: ledger.overhead,
+            left_out: (ledger.shed != Level::Nothing).then(|| ledger.shed.words().to_owned()),
         }
     }
 }
@@ -139,6 +176,9 @@ impl Status {
 impl GroupStatus {
     fn of(group: &GroupLedger, ledger: &Ledger, window: f64) -> Self {
         let named = |column: u32, time: Duration| (ledger.culprit(column).to_owned(), time.as_secs_f64());
+        let now = ledger.since_start;
+        let durations =
+            |durations: &Durations, signal| DurationsStatus::of(durations, signal, group, now, window);
         let recent = group.blame.iter().map(|(&column, time)| named(column, time.recent()));
         let mut blame: Vec<(String, f64)> = recent
             .filter(|(_, seconds)| *seconds > 0.0)
@@ -151,12 +191,9 @@ impl GroupStatus {
             cgroups: group.cgroups,
             cpu_cores: group.cpu.recent().as_secs_f64() / window,
             cpu_seconds_total: group.cpu.total().as_secs_f64(),
-            requests: group
-                .requests
-                .as_ref()
-                .map(|requests| DurationsStatus::of(requests, group.slo.request_latency_p99, window)),
+            requests: group.requests.as_ref().map(|requests| durations(requests, Signal::RequestLatency)),
             in_flight: group.waiting.as_ref().map(InFlightStatus::of),
-            waits: DurationsStatus::of(&group.waits, group.slo.run_queue_wait_p99, window),
+            waits: durations(&group.waits, Signal::RunQueueWait),
             blame,
             blame_seconds_total: group
                 .blame
@@ -207,7 +244,9 @@ impl MemoryStatus {
 }
 
 impl DurationsStatus {
-    fn of(durations: &Durations, objective: Option<Duration>, window: f64) -> Self {
+    fn of(durations: &Durations, signal: Signal, group: &GroupLedger, now: Duration, window: f64) -> Self {
+        let objective = group.slo.threshold(signal);
+        let budget = |window| group.budgets.get(&signal)?.remaining(now, window);
         let recent = durations.recent_counts();
         let seconds = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64());
         Self {
@@ -215,7 +254,10 @@ impl DurationsStatus {
             p50_seconds: seconds(recent.quantile(0.5)),
             p99_seconds: seconds(recent.quantile(0.99)),
             objective_seconds: seconds(objective),
+            objective_is: Origin::of(group.slo, signal),
             slow_ratio: objective.and_then(|_| durations.recent_tally().share()),
+            budget_1h: budget(Window::Hour),
+            budget_24h: budget(Window::Day),
             total: durations.counts.total(),
             slow_total: durations.tally.slow,
             p50_seconds_total: seconds(durations.counts.quantile(0.5)),

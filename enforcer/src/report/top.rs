@@ -14,7 +14,7 @@ use ratatui::{
 
 use super::{
     client::fetch,
-    status::{DurationsStatus, GroupStatus, Status},
+    status::{DurationsStatus, GroupStatus, Origin, Status},
 };
 use crate::policy::Class;
 
@@ -124,7 +124,10 @@ fn draw(frame: &mut Frame<'_>, status: &Status, selection: &mut TableState) {
 }
 
 fn headline(status: &Status) -> Vec<Line<'static>> {
-    let mode = if status.shadow { "shadow: nothing is written" } else { "enforcing" };
+    let mode = status.shadow_be_core_seconds.map_or_else(
+        || "enforcing".to_owned(),
+        |cost| format!("shadow: nothing is written, BE would have lost up to {cost:.0} core seconds"),
+    );
     let agent = match (status.agent_cpu_seconds, status.agent_resident_bytes) {
         (Some(cpu), Some(bytes)) => {
             let percent = cpu / status.uptime_seconds.max(1e-9) * 100.0;
@@ -134,9 +137,10 @@ fn headline(status: &Status) -> Vec<Line<'static>> {
     };
     let steal =
         status.steal_ratio.map_or_else(|| "unknown".to_owned(), |steal| format!("{:.1} %", steal * 100.0));
+    let left_out = status.left_out.as_ref().map_or_else(String::new, |what| format!(" — too costly: {what}"));
     vec![
         Line::from(format!("enforcer {} — {mode} — {agent} — steal {steal}", status.version)),
-        Line::from(format!("figures of the last {:.0} s", status.window_seconds)).dim(),
+        Line::from(format!("figures of the last {:.0} s{left_out}", status.window_seconds)).dim(),
     ]
 }
 
@@ -144,6 +148,8 @@ fn cells(group: &GroupStatus) -> [String; COLUMNS.len()] {
     let requests = group.requests.as_ref();
     let of_requests = |value: fn(&DurationsStatus) -> Option<f64>| requests.and_then(value);
     let objective = of_requests(|requests| requests.objective_seconds).or(group.waits.objective_seconds);
+    let is_learning = |durations: &DurationsStatus| durations.objective_is == Some(Origin::Learning);
+    let is_learning = requests.is_some_and(is_learning) || is_learning(&group.waits);
     let culprit = group.blame.first().map_or_else(
         || "-".to_owned(),
         |(name, share)| {
@@ -159,7 +165,7 @@ fn cells(group: &GroupStatus) -> [String; COLUMNS.len()] {
             .map_or_else(|| "-".to_owned(), |rate| format!("{rate:.0}")),
         time(of_requests(|requests| requests.p50_seconds)),
         time(of_requests(|requests| requests.p99_seconds)),
-        time(objective),
+        if objective.is_none() && is_learning { "learning".to_owned() } else { time(objective) },
         group.in_flight.map_or_else(|| "-".to_owned(), |open| open.requests.to_string()),
         time(group.in_flight.and_then(|open| open.oldest_seconds)),
         time(group.waits.p50_seconds),

@@ -2,8 +2,10 @@
 #![deny(clippy::disallowed_methods)]
 
 pub mod answers;
+pub mod budget;
 pub mod histogram;
 pub mod in_flight;
+pub mod learned;
 pub mod memory;
 pub mod pace;
 pub mod tally;

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::Path,
     process::Stdio,
     thread::sleep,
     time::{Duration, Instant},
@@ -10,7 +11,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use enforcer::{
     model::Restraint,
-    report::history::{Change, Decision},
+    report::{
+        history::{Change, Decision},
+        status::{DurationsStatus, Origin},
+    },
 };
 use enforcer_rig::{
     process::{Process, workload_in},
@@ -54,11 +58,17 @@ pub fn squeeze() -> Result<()> {
     agent.wait_for("BE is squeezed again", |agent| Ok(agent.status()?.reason == "squeeze"))?;
     agent.stop()?;
     ensure!(scene.be.cpu_limit()? == owners, "after SIGTERM: {}", scene.be.cpu_limit()?);
-    let replayed = enforcer()?.arg("replay").arg(&recording).output()?;
+    replays(&recording)?;
+    ensure!(scene.server.is_running() && scene.client.is_running(), "LS did not survive the test");
+    Ok(())
+}
+
+/// The same decisions are made again.
+fn replays(recording: &Path) -> Result<()> {
+    let replayed = enforcer()?.arg("replay").arg(recording).output()?;
     let text =
         String::from_utf8_lossy(&replayed.stdout).into_owned() + &String::from_utf8_lossy(&replayed.stderr);
     ensure!(replayed.status.success() && text.contains("all plans as recorded"), "{text}");
-    ensure!(scene.server.is_running() && scene.client.is_running(), "LS did not survive the test");
     Ok(())
 }
 
@@ -149,9 +159,73 @@ pub fn shadow() -> Result<()> {
     let mut agent = Agent::start(&scene.files, &scene.policy(), &["--shadow"])?;
     scene.start_antagonist()?;
     agent.wait_for("the agent says what it would do", |agent| Ok(agent.status()?.reason == "shadow"))?;
+    agent.wait_for("what that would cost is told", |agent| {
+        Ok(agent.status()?.shadow_be_core_seconds.is_some_and(|cost| cost > 0.0))
+    })?;
     let status = agent.status()?;
     ensure!(status.shadow && status.limit_writes == 0, "{} writes", status.limit_writes);
     ensure!(scene.be.cpu_limit()? == owners, "{}", scene.be.cpu_limit()?);
+    agent.stop()
+}
+
+/// Without BE the agent learns what is normal; an objective learned so is kept, and BE is squeezed by it.
+pub fn learned_objective() -> Result<()> {
+    let mut scene = Scene::new("learned")?;
+    let policy = scene.policy().replace("{ p99: 4ms }", "{ auto: 2 }");
+    let mut agent = Agent::start(&scene.files, &policy, &[])?;
+    ensure!(requests(&agent)?.objective_is == Some(Origin::Learning), "{:?}", requests(&agent)?);
+    ensure!(requests(&agent)?.objective_seconds.is_none(), "{:?}", requests(&agent)?);
+    agent.wait_for("the objective is learned", |agent| {
+        Ok(requests(agent)?.objective_is == Some(Origin::Learned))
+    })?;
+    let found = requests(&agent)?;
+    let (objective, p99) =
+        found.objective_seconds.zip(found.p99_seconds_total).context("no objective, or no p99")?;
+    println!("p99 {:.2} ms, objective {:.2} ms", p99 * 1e3, objective * 1e3);
+    ensure!((1.5..2.5).contains(&(objective / p99)), "twice the p99 of {p99} s is not {objective} s");
+    agent.stop()?;
+
+    // Long before anything could be learned anew.
+    let recording = scene.files.path().join("recording");
+    let record = ["--record", recording.to_str().context("not UTF-8")?];
+    let mut next = Agent::start(&scene.files, &policy, &record)?;
+    next.wait_for("what was learned is known", |agent| {
+        Ok(requests(agent)?.objective_seconds.is_some_and(|kept| (kept - objective).abs() < 1e-6))
+    })?;
+    ensure!(next.metric("enforcer_quiet_seconds_total")? < 10.0, "it took too long");
+    scene.start_antagonist()?;
+    next.wait_for("BE is squeezed", |agent| Ok(agent.status()?.reason == "squeeze"))?;
+    next.stop()?;
+    replays(&recording)
+}
+
+fn requests(agent: &Agent) -> Result<DurationsStatus> {
+    let web = agent.status()?.groups.into_iter().find(|group| group.name == "web");
+    web.and_then(|web| web.requests).context("no requests of group web")
+}
+
+/// No agent is as cheap as this budget: it looks less often, says so, and goes on working.
+pub fn overhead() -> Result<()> {
+    let mut scene = Scene::new("overhead")?;
+    let policy = scene.policy() + "limits:\n  overhead: 0.001%\n";
+    let mut agent = Agent::start(&scene.files, &policy, &[])?;
+    agent.wait_for("something is left out", |agent| Ok(agent.metric("enforcer_shed_level")? >= 1.0))?;
+    let overhead = agent.metric("enforcer_overhead_ratio")?;
+    ensure!((0.000_01..0.5).contains(&overhead), "an overhead of {overhead}");
+    let probe = "enforcer_bpf_run_seconds_total{program=\"run_queue_wait\"}";
+    let ran = agent.metric(probe)?;
+    ensure!(ran > 0.0, "the probe ran for {ran} s");
+    ensure!(scene.files.log()?.contains("the agent costs too much"), "{}", scene.files.log()?);
+    ensure!(agent.status()?.left_out.is_some(), "{:?}", agent.status()?);
+    let (ticks, begun) = (agent.metric("enforcer_ticks_total")?, Instant::now());
+    sleep(Duration::from_secs(4));
+    let early = agent.metric("enforcer_early_ticks_total")?;
+    let rate = (agent.metric("enforcer_ticks_total")? - ticks) / begun.elapsed().as_secs_f64();
+    println!("overhead {:.3} %, {rate:.1} looks per second, {early} early ones so far", overhead * 100.0);
+    ensure!(rate < 8.0 || early > 10.0, "{rate} looks per second");
+
+    scene.start_antagonist()?;
+    agent.wait_for("BE is squeezed all the same", |agent| Ok(agent.status()?.reason == "squeeze"))?;
     agent.stop()
 }
 
@@ -179,7 +253,7 @@ pub fn churn() -> Result<()> {
     let files = Files::new("churn")?;
     let policy = format!(
         "groups:\n- name: web\n  class: LS\n  cgroups: ['{0}/ls*']\n  slo: {{ runQueueWait: {{ p99: 1ms }} }}\n\
-         - name: batch\n  class: BE\n  cgroups: ['{0}/be*']\nlimits:\n  cgroups: 1024\n",
+         - name: batch\n  class: BE\n  cgroups: ['{0}/be*']\nlimits:\n  cgroups: 1024\n  overhead: 50%\n",
         sandbox.path()
     );
     // A slow virtual machine is busy for long with a tick in which a hundred directories came.

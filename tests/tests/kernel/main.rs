@@ -112,6 +112,16 @@ fn agent_trials() -> Vec<Trial> {
             &[Root, Probes, TwoCpus],
             limits::guardian_after_stop,
         ),
+        trial(
+            "an_objective_is_learned_while_no_be_runs_and_kept",
+            &[Root, Probes, TwoCpus],
+            limits::learned_objective,
+        ),
+        trial(
+            "an_agent_beyond_its_budget_leaves_something_out_and_says_so",
+            &[Root, Probes, TwoCpus],
+            limits::overhead,
+        ),
         trial("shadow_mode_writes_nothing", &[Root, Probes, TwoCpus], limits::shadow),
         trial(
             "a_v1_parent_is_squeezed_below_its_childrens_limits",

@@ -19,7 +19,7 @@ use enforcer_tests::agent::{Agent, Files};
 /// times as much.
 const RESTORED_WITHIN: Duration = Duration::from_secs(1);
 
-/// An LS server under load, and a BE antagonist that takes the same CPUs with the same weight: it hurts whatever the
+/// An LS server under load, and a BE antagonist that takes the same CPUs with four times the weight: it hurts whatever the
 /// kernel's scheduler does.
 pub struct Scene {
     // In the order in which they are taken down.
@@ -35,9 +35,9 @@ pub struct Scene {
 impl Scene {
     pub fn new(name: &str) -> Result<Self> {
         let sandbox = Sandbox::new("enforcer-test")?;
-        let (ls, be) = (sandbox.group("ls", 1024)?, sandbox.group("be", 1024)?);
+        let (ls, be) = (sandbox.group("ls", 1024)?, sandbox.group("be", 4096)?);
         let mut command = workload_in(&ls)?;
-        command.args(["serve", "--steps", "0", "--memory-mib", "1", "--spin-us", "300"]);
+        command.args(["serve", "--steps", "0", "--memory-mib", "1", "--spin-us", "800"]);
         let mut server = Process::start("the server", piped(&mut command))?;
         let address: SocketAddr = server.first_line()?.parse()?;
         let mut command = workload()?;
@@ -54,7 +54,7 @@ impl Scene {
     /// A policy with these levers.
     pub fn policy_with(&self, levers: &str) -> String {
         format!(
-            "groups:\n- name: web\n  class: LS\n  cgroups: [{0}/ls]\n  slo: {{ requestLatency: {{ p99: 2ms }} }}\n\
+            "groups:\n- name: web\n  class: LS\n  cgroups: [{0}/ls]\n  slo: {{ requestLatency: {{ p99: 4ms }} }}\n\
              - name: batch\n  class: BE\n  cgroups: [{0}/be]\n  floor: 100m\n  levers: [{levers}]\n",
             self.sandbox.path()
         )

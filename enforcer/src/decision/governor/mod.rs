@@ -92,9 +92,10 @@ impl Governor {
         let groups = || policy.groups.iter().enumerate().map(|(index, group)| (GroupId(index), group));
         let be = groups().filter(|(_, group)| group.class == Class::BE);
         let objectives = groups().flat_map(|(victim, group)| {
-            let promised =
-                Signal::ALL.into_iter().filter_map(|signal| Some((signal, group.slo.promise(signal)?)));
-            promised.map(move |(signal, promise)| Watched::new(Objective { victim, signal }, promise))
+            let slo = group.slo;
+            let watched = move |&signal: &Signal| slo.promise(signal).is_some() || slo.auto(signal).is_some();
+            let signals = Signal::ALL.into_iter().filter(watched);
+            signals.map(move |signal| Watched::new(Objective { victim, signal }, slo.promise(signal)))
         });
         Self {
             mode,

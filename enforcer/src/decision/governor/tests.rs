@@ -2,10 +2,10 @@
 
 use super::*;
 use crate::{
-    model::{Blame, CpuLimit, Culprit, GroupSnapshot, Levers},
+    model::{Blame, CpuLimit, Culprit, GroupSnapshot, Learned, Levers},
     policy::Slo,
     signal::tally::Tally,
-    units::MilliCores,
+    units::{Factor, MilliCores, Share},
 };
 
 const TICK: Duration = Duration::from_millis(100);
@@ -47,7 +47,7 @@ fn policy(be_groups: usize) -> Policy {
     let slo = Slo { request_latency_p99: Some(Duration::from_millis(5)), ..Slo::default() };
     let mut groups = vec![group("web", Class::LS, slo)];
     groups.extend((0..be_groups).map(|_| group("batch", Class::BE, Slo::default())));
-    Policy { groups, cgroups_max: 16, cpus: 2 }
+    Policy { groups, cgroups_max: 16, overhead: Share::percent(2), cpus: 2 }
 }
 
 impl Node {
@@ -353,4 +353,22 @@ fn be_that_takes_the_memory_that_ls_stalls_for_gets_less_of_it() {
     let restraint = plan.restraints[&GroupId(1)];
     assert!(restraint.memory_high.is_some_and(|bytes| (GIB / 2..GIB).contains(&bytes)), "{plan:?}");
     assert_eq!((restraint.quota, plan.restraints.len()), (None, 1), "{plan:?}");
+}
+
+#[test]
+fn an_objective_that_is_to_be_learned_counts_from_when_it_is() {
+    let mut policy = policy(1);
+    policy.groups[0].slo = Slo { request_latency_auto: Some(Factor(1500)), ..Slo::default() };
+    let mut governor = Governor::new(&policy, Mode::Enforce);
+    let mut decide = |tick, learned: Option<Duration>| {
+        let learned = Learned { request_latency: learned, run_queue_wait: None };
+        let groups = vec![GroupSnapshot { learned, ..web(100, 20) }, batch(1.2)];
+        let node = Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, blame: Vec::new() };
+        governor.decide(&node).reason.label()
+    };
+    for tick in 1..100 {
+        assert_eq!(decide(tick, None), "met", "nothing is promised yet");
+    }
+    let reasons: Vec<_> = (100..110).map(|tick| decide(tick, Some(Duration::from_millis(5)))).collect();
+    assert!(reasons.contains(&"trial"), "{reasons:?}");
 }

@@ -30,8 +30,10 @@ const BE_GREW_MIN: f64 = 0.02;
 #[derive(Clone, Debug)]
 pub struct Watched {
     pub objective: Objective,
-    /// What was promised.
-    promise: Promise,
+    /// What was promised. `None`: that is to be learned.
+    promised: Option<Promise>,
+    /// What counts as slow, or as too much. `None`: not learned yet.
+    promise: Option<Promise>,
     pub alarm: Alarm,
     waited: Waited,
     throttled: Option<f64>,
@@ -55,10 +57,11 @@ pub struct Retry {
 }
 
 impl Watched {
-    pub fn new(objective: Objective, promise: Promise) -> Self {
+    pub fn new(objective: Objective, promised: Option<Promise>) -> Self {
         Self {
             objective,
-            promise,
+            promised,
+            promise: promised,
             alarm: Alarm::default(),
             waited: Waited::default(),
             throttled: None,
@@ -73,13 +76,17 @@ impl Watched {
 
     /// What a snapshot says of it.
     pub fn tally(&self, node: &Snapshot) -> Option<Tally> {
+        self.promise?;
         self.objective.signal.of(&node.groups[self.objective.victim.0])
     }
 
     /// Takes in a snapshot. `spoilt`: what was counted says nothing.
     pub fn observe(&mut self, node: &Snapshot, elapsed: Duration, spoilt: bool) {
         self.waited.fade(elapsed);
-        self.throttled = node.groups[self.objective.victim.0].throttled;
+        let group = &node.groups[self.objective.victim.0];
+        let learned = group.learned.threshold(self.objective.signal);
+        self.promise = self.promised.or(learned.map(Promise::P99));
+        self.throttled = group.throttled;
         self.steal = node.steal;
         self.memory_user = node.groups[self.objective.victim.0].memory_user;
         let Some(tally) = self.tally(node) else { return };
@@ -108,8 +115,11 @@ impl Watched {
             ..self.waited.evidence(self.objective.victim, &is_be)
         };
         let cause = match self.promise {
-            Promise::P99(threshold) => evidence.cause(threshold),
-            Promise::Share(_) => cause::of_memory_stalls(self.objective.victim, self.memory_user, is_be),
+            Some(Promise::P99(threshold)) => evidence.cause(threshold),
+            Some(Promise::Share(_)) => {
+                cause::of_memory_stalls(self.objective.victim, self.memory_user, is_be)
+            }
+            None => Cause::Unknown,
         };
         (cause, evidence)
     }
