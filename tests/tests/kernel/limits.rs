@@ -75,7 +75,7 @@ fn replays(recording: &Path) -> Result<()> {
 /// Who suffered, what was done about it, and what came of it.
 fn explains_itself(agent: &Agent) -> Result<()> {
     let address = agent.address.to_string();
-    let output = enforcer()?.args(["explain", "--json", "--agent", &address]).output()?;
+    let output = enforcer()?.args(["explain", "--json", "--last", "256", "--agent", &address]).output()?;
     let decisions: Vec<Decision> = serde_json::from_slice(&output.stdout)?;
     let squeeze = decisions.iter().find(|decision| decision.reason == "squeeze").context("no squeeze")?;
     let victim = squeeze.victim.as_ref().context("no victim")?;

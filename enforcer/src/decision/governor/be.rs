@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use super::averaged;
 use crate::{
-    model::{CpuLimit, GroupId, GroupSnapshot, Lever, Levers, Restraint},
+    decision::cause::Cause,
+    model::{CpuLimit, GroupId, GroupSnapshot, Lever, Levers, QUOTA_MIN_US, Restraint},
     units::MilliCores,
 };
 
-/// The period of every quota. Measured: for the same mean, bursts that are kept together hurt LS least; with 10 ms
-/// every request meets one and the cache never recovers.
+/// The period of quotas against what BE does to caches and memory. Measured: for the same mean, bursts that are kept
+/// together hurt LS least; with 10 ms every request meets one and the cache never recovers.
 const PERIOD_US: u64 = 1_000_000;
+/// Against what BE does on the CPUs. There every burst keeps LS waiting for as long as it lasts, so they must be short.
+const CPU_PERIOD_US: u64 = 10_000;
 /// "Stopped" in a trial: the smallest quota in the longest period, 0.1 % of one CPU. Quicker to end than a freeze, and
 /// no harm if the agent dies.
 pub const STOPPED: Restraint = Restraint::quota(CpuLimit { quota_us: Some(1_000), period_us: PERIOD_US });
@@ -94,9 +97,15 @@ impl BeGroup {
     }
 
     /// The quota that leaves it `share` of what it wants above its floor; none for all of it.
-    pub fn quota(&self, share: f64) -> Option<CpuLimit> {
-        let cores = || self.floor_kept() + share * self.above_floor();
-        (share < 1.0).then(|| CpuLimit::of(MilliCores::from_cores(cores()), PERIOD_US))
+    pub fn quota(&self, share: f64, cause: Cause) -> Option<CpuLimit> {
+        if share >= 1.0 {
+            return None;
+        }
+        let mean = MilliCores::from_cores(self.floor_kept() + share * self.above_floor());
+        // Not so short that the kernel's least quota would be more than the mean.
+        let least_us = QUOTA_MIN_US * 1_000 / u64::from(mean.0.max(1));
+        let period_us = if cause == Cause::BeCpu { CPU_PERIOD_US.max(least_us) } else { PERIOD_US };
+        Some(CpuLimit::of(mean, period_us))
     }
 }
 

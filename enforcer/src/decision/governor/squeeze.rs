@@ -126,7 +126,7 @@ impl Squeeze {
         Restraint {
             frozen: now < self.frozen_until && be.has(Lever::Freeze),
             idle: be.has(Lever::Idle),
-            quota: be.quota(self.hold.share()).filter(|_| be.has(Lever::Quota)),
+            quota: be.quota(self.hold.share(), self.cause).filter(|_| be.has(Lever::Quota)),
             memory_high: None,
             cpus: (pinned && be.has(Lever::Cpuset) && cpus > 1).then(|| cpus.div_ceil(2)),
         }
