@@ -18,6 +18,8 @@ pub enum Need {
     V1Cpu,
     Ipv6,
     TwoCpus,
+    /// CPUs that are not emulated: on others the LS server misses its objective without any BE.
+    RealCpus,
     /// redis-server with its benchmark, and other programs of Debian packages.
     Redis,
     Nginx,
@@ -52,6 +54,7 @@ impl Need {
             Self::SchedInfo => (has_sched_info(), "a kernel without CONFIG_SCHED_INFO"),
             Self::V1Cpu => (is_hybrid_or_v1(), "no v1 cpu hierarchy"),
             Self::Ipv6 => (Path::new("/proc/net/if_inet6").exists(), "no IPv6"),
+            Self::RealCpus => (!is_emulated(), "emulated CPUs, on which LS is slow without any BE"),
             Self::CpuIdle => (has_cpu_idle(), "a kernel without cpu.idle (Linux 5.15)"),
             Self::TwoCpus => {
                 (std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1), "one CPU")
@@ -91,6 +94,11 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
 
 fn has_sched_info() -> bool {
     Support::of_running_kernel(false).is_ok_and(|support| support.wait_source == WaitSource::SchedInfo)
+}
+
+/// Whoever runs these tests on emulated CPUs asks for patience, and so says that they are.
+fn is_emulated() -> bool {
+    std::env::var("ENFORCER_TEST_SLOWNESS").is_ok_and(|factor| factor != "1")
 }
 
 fn has_cpu_idle() -> bool {

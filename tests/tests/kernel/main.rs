@@ -14,7 +14,7 @@ mod waits;
 use enforcer_tests::needs::{
     Need::{
         Ab, CpuIdle, Curl, Ipv6, LittleMemory, Memory, MemoryV1, MemoryV2, NetworkNamespace, Nginx, OpenSsl,
-        Probes, Psi, Redis, Root, SchedInfo, TwoCpus, V1Cpu,
+        Probes, Psi, RealCpus, Redis, Root, SchedInfo, TwoCpus, V1Cpu,
     },
     trial,
 };
@@ -114,7 +114,7 @@ fn agent_trials() -> Vec<Trial> {
         ),
         trial(
             "an_objective_is_learned_while_no_be_runs_and_kept",
-            &[Root, Probes, TwoCpus],
+            &[Root, Probes, TwoCpus, RealCpus],
             limits::learned_objective,
         ),
         trial(
@@ -128,12 +128,24 @@ fn agent_trials() -> Vec<Trial> {
             &[Root, Probes, V1Cpu, TwoCpus],
             limits::v1_children,
         ),
-        trial("be_runs_idle_only_and_gets_its_weight_back", &[Root, Probes, TwoCpus, CpuIdle], levers::idle),
-        trial("a_blamed_be_is_frozen_for_a_moment_and_squeezed", &[Root, Probes, TwoCpus], levers::freeze),
-        trial("be_is_thawed_when_the_agent_is_killed", &[Root, Probes, TwoCpus], levers::killed_while_frozen),
+        trial(
+            "be_runs_idle_only_and_gets_its_weight_back",
+            &[Root, Probes, TwoCpus, RealCpus, CpuIdle],
+            levers::idle,
+        ),
+        trial(
+            "a_blamed_be_is_frozen_for_a_moment_and_squeezed",
+            &[Root, Probes, TwoCpus, RealCpus],
+            levers::freeze,
+        ),
+        trial(
+            "be_is_thawed_when_the_agent_is_killed",
+            &[Root, Probes, TwoCpus, RealCpus],
+            levers::killed_while_frozen,
+        ),
         trial(
             "be_is_thawed_when_the_agent_is_stopped",
-            &[Root, Probes, TwoCpus],
+            &[Root, Probes, TwoCpus, RealCpus],
             levers::stopped_while_frozen,
         ),
         trial("a_thousand_cgroups_come_and_go_without_a_trace", &[Root, Probes], limits::churn),
