@@ -262,6 +262,11 @@ impl Governor {
         let tally = self.objectives[watched].tally(node).unwrap_or_default();
         match trying.trial.observe(now, (!spoilt).then_some(tally)) {
             Step::Continue { .. } => Phase::Trying(trying),
+            Step::NoHelp(_) if !trying.who.iter().any(|&place| self.be[place].runs()) => {
+                // It ended by itself meanwhile: nothing was compared.
+                self.reset_alarms();
+                trying.proven.map_or(Phase::Free, |squeeze| self.release(squeeze))
+            }
             Step::NoHelp(effect) => {
                 if let Some(phase) = self.try_next(watched, trying.next) {
                     return phase;

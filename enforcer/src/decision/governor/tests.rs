@@ -372,3 +372,16 @@ fn an_objective_that_is_to_be_learned_counts_from_when_it_is() {
     let reasons: Vec<_> = (100..110).map(|tick| decide(tick, Some(Duration::from_millis(5)))).collect();
     assert!(reasons.contains(&"trial"), "{reasons:?}");
 }
+
+#[test]
+fn a_trial_of_be_that_ends_meanwhile_proves_nothing() {
+    let mut node = Node::new(Mode::Enforce);
+    node.run(5, WANTS_CORES, |_| 5.0);
+    node.run(1, WANTS_CORES, harmful);
+    assert_eq!(node.reasons.last(), Some(&"trial"), "{:?}", node.reasons);
+    // LS goes on being slow for a while, for reasons of its own.
+    node.run(6, 0.0, |_| 40.0);
+    node.reasons.clear();
+    node.run(4, WANTS_CORES, harmful);
+    assert!(node.limit.is_some() && !node.reasons.contains(&"no_help"), "{:?}", node.reasons);
+}

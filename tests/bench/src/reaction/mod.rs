@@ -14,7 +14,6 @@ use enforcer_rig::{
     arrivals::Profile,
     cast, interrupt,
     process::{Process, built, piped, workload_in},
-    progress::Progress,
     sandbox::{Group, Sandbox},
     work::monotonic,
 };
@@ -64,12 +63,11 @@ pub fn run(args: &Args) -> Result<Value> {
     let _client = cast::client(address, &open_loop(Profile::constant(RATE_HZ), 24 * 3600))?;
     let stage = Stage::new(&be, scratch.path())?;
 
-    let progress = Progress::new(args.onsets);
     let (mut enforced, mut by_rule) = (Vec::new(), Vec::new());
     while enforced.len() < args.onsets {
         let turn = TURN.min(args.onsets - enforced.len());
-        progress.begin(format!("{} of {} onsets", enforced.len(), args.onsets));
-        enforced.extend(under_enforcer(args, turn, &agent, &sandbox, &stage, scratch.path(), &progress)?);
+        eprintln!("{} of {} onsets", enforced.len(), args.onsets);
+        enforced.extend(under_enforcer(args, turn, &agent, &sandbox, &stage, scratch.path())?);
         by_rule.extend(under_rule(&ls, &be, &stage)?);
     }
     Ok(json!({
@@ -88,7 +86,6 @@ fn under_enforcer(
     sandbox: &Sandbox,
     stage: &Stage<'_>,
     scratch: &Path,
-    progress: &Progress,
 ) -> Result<Vec<Strike>> {
     let log = scratch.join("agent.log");
     let mut agent = Agent::start(program, scratch, &policy(sandbox, &args.levers), Some(&log), &[])?;
@@ -98,7 +95,7 @@ fn under_enforcer(
         agent.check().with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
         let mut strike = stage.strike(|| Ok(()))?;
         strike.find_onset(&agent)?;
-        progress.done(&strike.to_string());
+        eprintln!("{strike}");
         strikes.push(strike);
     }
     agent.end(Some(stage.be))?;
