@@ -16,9 +16,10 @@ use anyhow::{Context as _, Result};
 use crate::{
     actuation::{
         journal::{self, Journal, Restored},
-        lease::{self, Lease},
+        lease::Lease,
     },
     cgroup::hierarchy::Mounts,
+    clock,
 };
 
 /// How often the guardian looks.
@@ -56,7 +57,7 @@ pub fn run(options: &Options) -> Result<()> {
             }
             Err(journal::Error::Busy(_)) => {
                 let beat = lease.beat()?;
-                let is_late = lease::now().saturating_sub(beat) > options.watchdog;
+                let is_late = clock::monotonic().saturating_sub(beat) > options.watchdog;
                 if is_late && last_words != Some(beat) {
                     last_words = Some(beat);
                     lease.revoke()?;

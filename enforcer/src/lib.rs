@@ -15,6 +15,8 @@ pub mod guardian;
 pub mod preflight;
 pub mod record;
 
+pub mod clock;
+
 pub mod cgroup;
 pub mod kernel;
 

@@ -332,7 +332,8 @@ fn is_enabled(root: &Path, controller: &str) -> bool {
     enabled.split_whitespace().any(|name| name == controller)
 }
 
-fn is_linux(major: u32, minor: u32) -> bool {
+/// Whether the running kernel is this version or a newer one.
+pub fn is_linux(major: u32, minor: u32) -> bool {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or_default());
     (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default()) >= (major, minor)

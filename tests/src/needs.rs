@@ -3,7 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use enforcer::kernel::support::{Support, WaitSource};
+use enforcer::{
+    cgroup::hierarchy::Mounts,
+    kernel::support::{Support, WaitSource},
+    preflight::is_linux,
+};
 use libtest_mimic::{Failed, Trial};
 
 /// Something that a host may lack.
@@ -52,10 +56,10 @@ impl Need {
                 "built without bpf-linker: run `cargo xtask setup`, then build again",
             ),
             Self::SchedInfo => (has_sched_info(), "a kernel without CONFIG_SCHED_INFO"),
-            Self::V1Cpu => (is_hybrid_or_v1(), "no v1 cpu hierarchy"),
+            Self::V1Cpu => (has_mounts(|mounts| mounts.v1_cpu.is_some()), "no v1 cpu hierarchy"),
             Self::Ipv6 => (Path::new("/proc/net/if_inet6").exists(), "no IPv6"),
-            Self::RealCpus => (!is_emulated(), "emulated CPUs, on which LS is slow without any BE"),
-            Self::CpuIdle => (has_cpu_idle(), "a kernel without cpu.idle (Linux 5.15)"),
+            Self::RealCpus => (slowness() == 1, "emulated CPUs, on which LS is slow without any BE"),
+            Self::CpuIdle => (is_linux(5, 15), "a kernel without cpu.idle (Linux 5.15)"),
             Self::TwoCpus => {
                 (std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1), "one CPU")
             }
@@ -96,19 +100,18 @@ fn has_sched_info() -> bool {
     Support::of_running_kernel(false).is_ok_and(|support| support.wait_source == WaitSource::SchedInfo)
 }
 
-/// Whoever runs these tests on emulated CPUs asks for patience, and so says that they are.
-fn is_emulated() -> bool {
-    std::env::var("ENFORCER_TEST_SLOWNESS").is_ok_and(|factor| factor != "1")
+/// How much more patience is asked for than on a real machine: `ENFORCER_TEST_SLOWNESS`. Whoever runs these tests on emulated
+/// CPUs asks for some.
+pub fn slowness() -> u32 {
+    std::env::var("ENFORCER_TEST_SLOWNESS").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
 }
 
-fn has_cpu_idle() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap_or_default());
-    (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default()) >= (5, 15)
+fn has_mounts(is_so: impl FnOnce(&Mounts) -> bool) -> bool {
+    Mounts::below(Path::new("/sys/fs/cgroup")).is_ok_and(|mounts| is_so(&mounts))
 }
 
 fn has_memory() -> bool {
-    enforcer::cgroup::hierarchy::Mounts::below(Path::new("/sys/fs/cgroup")).is_ok_and(|mounts| {
+    has_mounts(|mounts| {
         let offers_memory = |v2: &Path| {
             let offered = std::fs::read_to_string(v2.join("cgroup.controllers")).unwrap_or_default();
             offered.split_whitespace().any(|controller| controller == "memory")
@@ -118,18 +121,12 @@ fn has_memory() -> bool {
 }
 
 fn has_v1_memory() -> bool {
-    enforcer::cgroup::hierarchy::Mounts::below(Path::new("/sys/fs/cgroup"))
-        .is_ok_and(|mounts| mounts.v1_memory.is_some())
+    has_mounts(|mounts| mounts.v1_memory.is_some())
 }
 
 fn has_little_memory() -> bool {
     // The unit is a byte on 64-bit machines.
     rustix::system::sysinfo().totalram < 4 << 30
-}
-
-fn is_hybrid_or_v1() -> bool {
-    enforcer::cgroup::hierarchy::Mounts::below(Path::new("/sys/fs/cgroup"))
-        .is_ok_and(|mounts| mounts.v1_cpu.is_some())
 }
 
 /// A test, left out aloud where a need is not met.

@@ -45,18 +45,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = interrupt::watch().and_then(|()| run(Cli::parse().command));
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(err) if err.is::<interrupt::Interrupted>() => {
-            eprintln!("interrupted; everything that was started has been ended");
-            ExitCode::from(130)
-        }
-        Err(err) => {
-            eprintln!("error: {err:#}");
-            ExitCode::FAILURE
-        }
-    }
+    interrupt::exit_code(interrupt::watch().and_then(|()| run(Cli::parse().command)))
 }
 
 fn run(command: Command) -> Result<()> {

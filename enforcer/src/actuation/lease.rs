@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::time::{ClockId, clock_gettime};
+use crate::clock;
 
 const FILE: &str = "lease";
 const BEAT_AT: u64 = 0;
@@ -61,7 +61,7 @@ impl Lease {
     /// # Errors
     /// What the file system says.
     pub fn renew(&mut self) -> Result<Standing, Error> {
-        self.write(BEAT_AT, now_ns())?;
+        self.write(BEAT_AT, clock::monotonic_ns())?;
         let found = self.read(REVOCATIONS_AT)?;
         let before = self.revocations.replace(found);
         Ok(if before.is_some_and(|before| before != found) { Standing::Revoked } else { Standing::Kept })
@@ -102,17 +102,6 @@ impl Lease {
     }
 }
 
-/// The monotonic clock, which all processes of a host share.
-pub fn now() -> Duration {
-    Duration::from_nanos(now_ns())
-}
-
-fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    // Since boot: neither is negative, and 584 years fit.
-    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,7 +114,7 @@ mod tests {
         guardian.revoke().unwrap();
         let mut agent = Lease::open(directory.path()).unwrap();
         assert_eq!(agent.renew().unwrap(), Standing::Kept);
-        assert!(guardian.beat().unwrap() > Duration::ZERO && guardian.beat().unwrap() <= now());
+        assert!(guardian.beat().unwrap() > Duration::ZERO && guardian.beat().unwrap() <= clock::monotonic());
         guardian.revoke().unwrap();
         assert_eq!(agent.renew().unwrap(), Standing::Revoked);
         assert_eq!(agent.renew().unwrap(), Standing::Kept);

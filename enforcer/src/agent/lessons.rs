@@ -55,7 +55,7 @@ struct Entry {
 
 /// An objective as it is now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Learned {
+pub struct Lesson {
     pub group: GroupId,
     pub signal: Signal,
     pub threshold: Duration,
@@ -97,9 +97,9 @@ impl Lessons {
     }
 
     /// All objectives that are known.
-    pub fn known(&self) -> impl Iterator<Item = Learned> {
+    pub fn known(&self) -> impl Iterator<Item = Lesson> {
         self.pupils.iter().filter_map(|(&(group, signal), pupil)| {
-            Some(Learned { group, signal, threshold: pupil.threshold()? })
+            Some(Lesson { group, signal, threshold: pupil.threshold()? })
         })
     }
 
@@ -110,7 +110,7 @@ impl Lessons {
     }
 
     /// Hears what was counted of one signal of a group. Its objective, if that is now another one.
-    pub fn hear(&mut self, group: GroupId, signal: Signal, counts: &Counts) -> Option<Learned> {
+    pub fn hear(&mut self, group: GroupId, signal: Signal, counts: &Counts) -> Option<Lesson> {
         let elapsed = self.quiet?;
         let pupil = self.pupils.get_mut(&(group, signal))?;
         let is_first = pupil.learner.normal().is_none();
@@ -125,7 +125,7 @@ impl Lessons {
         } else {
             tracing::debug!(group = name, objective = ?threshold, "its {signal} without BE, learned again");
         }
-        Some(Learned { group, signal, threshold })
+        Some(Lesson { group, signal, threshold })
     }
 
     /// Writes down what was learned, now and then.

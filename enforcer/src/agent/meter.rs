@@ -9,15 +9,15 @@ use enforcer_ebpf::{
         Objective,
     },
 };
-use rustix::time::{ClockId, clock_gettime};
 
-use super::lessons::{Learned as Lesson, Lessons};
+use super::lessons::{Lesson, Lessons};
 use crate::{
     cgroup::{
         cpu_stat,
         hierarchy::{Hierarchy, Mounts},
         tree::Directory,
     },
+    clock,
     decision::shed::Level,
     kernel::{
         counters::{Counters, MemoryTotals, RequestTotals, Running, WaitTotals},
@@ -551,7 +551,7 @@ impl Group {
         // In this order, so that no age is overstated, and what ends meanwhile is missed for once rather than counted
         // twice.
         let totals = counters.requests(self.victim);
-        let now_ns = ktime_ns();
+        let now_ns = clock::monotonic_ns();
         self.look = if totals.any_in_flight() || self.ages.is_busy() {
             self.ages.look(&counters.in_flight(self.victim), now_ns, self.slo.request_latency_p99)
         } else {
@@ -560,19 +560,7 @@ impl Group {
         let RequestTotals { served, slow, unanswered_slow, .. } = totals;
         self.answers.observe(Totals { served, slow, unanswered_slow }, &self.look, now_ns)
     }
-}
 
-/// Who a culprit column stands for.
-const fn culprit(column: u32) -> Culprit {
-    match column {
-        CULPRIT_OTHER => Culprit::Other,
-        CULPRIT_IDLE => Culprit::Idle,
-        CULPRIT_UNATTRIBUTED => Culprit::Unattributed,
-        group => Culprit::Group(GroupId((group - FIRST_CULPRIT) as usize)),
-    }
-}
-
-impl Group {
     /// Whether requests to a directory of its are answered there.
     fn answers_in(&self, directory: &Directory) -> bool {
         self.class == Class::LS && directory.hierarchy == Hierarchy::V2 && directory.is_top
@@ -587,6 +575,16 @@ impl Group {
             Level::UnpromisedRequests => is_promised(),
             Level::Requests => false,
         }
+    }
+}
+
+/// Who a culprit column stands for.
+const fn culprit(column: u32) -> Culprit {
+    match column {
+        CULPRIT_OTHER => Culprit::Other,
+        CULPRIT_IDLE => Culprit::Idle,
+        CULPRIT_UNATTRIBUTED => Culprit::Unattributed,
+        group => Culprit::Group(GroupId((group - FIRST_CULPRIT) as usize)),
     }
 }
 
@@ -632,13 +630,6 @@ impl Counted {
         let memory = counters.memory(self.slot);
         group.memory += memory.since(&std::mem::replace(&mut self.memory_reported, memory));
     }
-}
-
-/// Now, by the probes' clock.
-fn ktime_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    let now = Duration::try_from(now).expect("BUG: time since boot is not negative");
-    u64::try_from(now.as_nanos()).expect("BUG: up for 584 years")
 }
 
 fn attach(probes: &mut Probes, path: &Path) -> Option<RequestLinks> {

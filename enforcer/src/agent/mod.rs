@@ -29,13 +29,14 @@ use crate::{
     actuation::{
         Actuator,
         journal::Journal,
-        lease::{self, Lease, Standing},
+        lease::{Lease, Standing},
     },
     cgroup::{
         cpu_list::CpuList,
         hierarchy::{Layout, Mounts},
         tree::{Change, Directory, Tree},
     },
+    clock,
     decision::{
         check,
         governor::{Governor, Mode},
@@ -309,7 +310,7 @@ impl Agent {
         let is_decision = self.decide();
         self.act(now);
         if is_decision && let (Some(change), Some(onset)) = (self.changes.last_mut(), onset) {
-            change.reaction = Some(Reaction { onset_at: onset.at, in_force_at: lease::now() });
+            change.reaction = Some(Reaction { onset_at: onset.at, in_force_at: clock::monotonic() });
         }
         self.counts.early_ticks += u64::from(onset.is_some());
         self.log.flush();

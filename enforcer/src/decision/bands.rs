@@ -17,9 +17,9 @@ const CAUTION: f64 = 0.5;
 
 /// A share that failed.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Failure {
-    pub share: f64,
-    pub avoid_until: Duration,
+struct Failure {
+    share: f64,
+    avoid_until: Duration,
     avoid: Duration,
 }
 

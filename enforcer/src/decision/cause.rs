@@ -8,7 +8,10 @@ use super::{
     plan::Objective,
     trial::{Effect, Z_HELPS},
 };
-use crate::model::{Culprit, GroupId};
+use crate::{
+    model::{Culprit, GroupId},
+    signal::average::kept,
+};
 
 /// Waiting for somebody explains slow ones if it took this part of the objective for each of them. Half: the rest of a
 /// slow request is its own work.
@@ -171,7 +174,7 @@ pub struct Waited {
 impl Waited {
     /// Lets what was heard fade.
     pub fn fade(&mut self, elapsed: Duration) {
-        let kept = (-elapsed.div_duration_f64(FADES)).exp();
+        let kept = kept(elapsed, FADES);
         self.slow *= kept;
         self.by.values_mut().for_each(|seconds| *seconds *= kept);
     }

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use crate::signal::average::averaged;
+
 /// Beyond the budget for so long, the first time and when something was left out already: what the probes cost is known
 /// every 30 s only.
 const FIRST: Duration = Duration::from_secs(30);
@@ -103,8 +105,7 @@ impl Shedder {
 
     /// Takes in the cost of the time since the last observation. The level, if it is another one now.
     pub fn observe(&mut self, now: Duration, elapsed: Duration, cost: Cost) -> Option<Level> {
-        let kept = (-elapsed.div_duration_f64(AVERAGE)).exp();
-        let average = self.average.map_or(cost.all, |old| old * kept + cost.all * (1.0 - kept));
+        let average = self.average.map_or(cost.all, |old| averaged(old, cost.all, elapsed, AVERAGE));
         self.average = Some(average);
         self.over_since = (average > self.budget).then(|| self.over_since.unwrap_or(now));
         self.room_since = (average < ROOM * self.budget).then(|| self.room_since.unwrap_or(now));

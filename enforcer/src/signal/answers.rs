@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{in_flight::Look, tally::Tally};
+use super::{average::averaged, in_flight::Look, tally::Tally};
 
 /// The usual rate of answers forgets with this time constant.
 const AVERAGE: Duration = Duration::from_secs(1);
@@ -58,19 +58,15 @@ impl Answers {
         reason = "a small whole number, not negative"
     )]
     fn stand_ins(&mut self, answered: u64, slow: u64, look: &Look, now_ns: u64) -> u64 {
-        let elapsed = now_ns.saturating_sub(self.looked_at_ns) as f64 / 1e9;
+        let elapsed = Duration::from_nanos(now_ns.saturating_sub(self.looked_at_ns));
         if answered > 0 {
             self.answered_after_ns = self.looked_at_ns;
         }
         self.looked_at_ns = now_ns;
         // After a late look, no more than the average knows of.
-        let expected = self.rate_hz * elapsed.min(AVERAGE.as_secs_f64());
-        let kept = (-elapsed / AVERAGE.as_secs_f64()).exp();
-        self.rate_hz = if elapsed > 0.0 {
-            self.rate_hz * kept + answered as f64 / elapsed * (1.0 - kept)
-        } else {
-            self.rate_hz
-        };
+        let expected = self.rate_hz * elapsed.min(AVERAGE).as_secs_f64();
+        let rate_hz = answered as f64 / elapsed.as_secs_f64();
+        self.rate_hz = averaged(self.rate_hz, rate_hz, elapsed, AVERAGE);
         let is_stuck =
             answered == 0 && look.last_overdue_ns.is_some_and(|since_ns| since_ns >= self.answered_after_ns);
         if !is_stuck {

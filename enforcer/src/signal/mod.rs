@@ -2,6 +2,7 @@
 #![deny(clippy::disallowed_methods)]
 
 pub mod answers;
+pub mod average;
 pub mod budget;
 pub mod histogram;
 pub mod in_flight;

@@ -28,17 +28,7 @@ enum Benchmark {
 }
 
 fn main() -> ExitCode {
-    match interrupt::watch().and_then(|()| run(Benchmark::parse())) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(err) if err.is::<interrupt::Interrupted>() => {
-            eprintln!("interrupted; everything that was started has been ended");
-            ExitCode::from(130)
-        }
-        Err(err) => {
-            eprintln!("error: {err:#}");
-            ExitCode::FAILURE
-        }
-    }
+    interrupt::exit_code(interrupt::watch().and_then(|()| run(Benchmark::parse())))
 }
 
 fn run(benchmark: Benchmark) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Ctrl-C ends a chore between two steps, so that what it started is taken down by destructors.
 
 use std::{
+    process::ExitCode,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -38,6 +39,21 @@ pub fn check() -> Result<()> {
         return Err(Interrupted.into());
     }
     Ok(())
+}
+
+/// What a program's result means to whoever started it; an error is told.
+pub fn exit_code(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) if err.is::<Interrupted>() => {
+            eprintln!("interrupted; everything that was started has been ended");
+            ExitCode::from(130)
+        }
+        Err(err) => {
+            eprintln!("error: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Sleeps, unless interrupted.

@@ -13,7 +13,10 @@ use enforcer_rig::{
     process::{Process, piped, workload, workload_in},
     sandbox::{Group, Sandbox},
 };
-use enforcer_tests::agent::{Agent, Files};
+use enforcer_tests::{
+    agent::{Agent, Files},
+    needs::slowness,
+};
 
 /// How soon the owner's values must be back after a crash. An emulated CPU is given more time: `ENFORCER_TEST_SLOWNESS`
 /// times as much.
@@ -127,16 +130,7 @@ pub fn report(took: &[Duration]) {
     println!("{} times, restored within {longest:?} at most", took.len());
 }
 
-fn slowness() -> u32 {
-    number("ENFORCER_TEST_SLOWNESS").unwrap_or(1)
-}
-
 /// How often to try what must work every time.
 pub fn rounds() -> u32 {
-    number("ENFORCER_TEST_ROUNDS").unwrap_or(2)
-}
-
-/// A number from the environment.
-fn number(variable: &str) -> Option<u32> {
-    std::env::var(variable).ok()?.parse().ok()
+    std::env::var("ENFORCER_TEST_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(2)
 }

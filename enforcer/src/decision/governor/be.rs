@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::averaged;
 use crate::{
     decision::cause::Cause,
     model::{CpuLimit, GroupId, GroupSnapshot, Lever, Levers, QUOTA_MIN_US, Restraint},
+    signal::average::averaged,
     units::MilliCores,
 };
 

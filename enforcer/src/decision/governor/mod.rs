@@ -151,10 +151,9 @@ impl Governor {
     }
 
     fn react(&mut self, watched: usize) -> Option<Phase> {
-        let (now, be_cores) = (self.taken_at, self.be_cores());
         let objective = &self.objectives[watched];
         let (is_on, is_sudden) = (objective.alarm.is_on(), objective.alarm.is_sudden());
-        if !(is_on || is_sudden) || objective.waits_for_retry(now, be_cores) {
+        if !(is_on || is_sudden) || objective.waits_for_retry(self.taken_at, self.be_cores()) {
             return None;
         }
         if let Some(phase) = self.blame(watched) {
@@ -369,14 +368,15 @@ impl Governor {
         let mut verdicts = std::mem::take(&mut self.plan.verdicts);
         verdicts.clear();
         for (place, watched) in self.objectives.iter().enumerate() {
-            let (cause, evidence) = watched.cause(|group| self.is_be(group));
-            let cause = match &self.phase {
+            let proven = match &self.phase {
                 // Cured, it shows nothing any more.
-                Phase::Squeeze(squeeze) if squeeze.watched == place => squeeze.cause,
-                Phase::Trying(trying) if trying.watched == place => cause,
-                _ if watched.alarm.is_on() => cause,
+                Phase::Squeeze(squeeze) if squeeze.watched == place => Some(squeeze.cause),
+                Phase::Trying(trying) if trying.watched == place => None,
+                _ if watched.alarm.is_on() => None,
                 _ => continue,
             };
+            let (cause, evidence) = watched.cause(|group| self.is_be(group));
+            let cause = proven.unwrap_or(cause);
             verdicts.push(Verdict { objective: watched.objective, cause, evidence });
         }
         self.plan.verdicts = verdicts;
@@ -422,12 +422,6 @@ fn first_share(effect: Effect) -> f64 {
     };
     let share = (AIM * ALLOWED - without_be) / (with_be - without_be).max(1e-6);
     if share > 0.0 { share.min(FIRST_SHARE_MAX) } else { 0.0 }
-}
-
-/// `old`, moved towards `new` as much as `elapsed` is of the time constant.
-fn averaged(old: f64, new: f64, elapsed: Duration, time_constant: Duration) -> f64 {
-    let kept = (-elapsed.div_duration_f64(time_constant)).exp();
-    if elapsed.is_zero() { old } else { old * kept + new * (1.0 - kept) }
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::averaged;
 use crate::{
     decision::{
         alarm::Alarm,
@@ -12,7 +11,7 @@ use crate::{
     },
     model::{GroupId, Snapshot},
     policy::Promise,
-    signal::tally::Tally,
+    signal::{average::averaged, tally::Tally},
 };
 
 /// Rates are averaged over this time for what takes seconds, and over the shorter one to see the load change.
