@@ -48,6 +48,10 @@ pub fn run(options: &Options) -> Result<()> {
     // The beat after which nothing was heard any more, once that was acted upon.
     let mut last_words = None;
     loop {
+        if options.once && !options.state_dir.is_dir() {
+            // Whoever took it away has no use for a new one, and nothing is written down any more.
+            return Ok(());
+        }
         match Journal::open(&options.state_dir) {
             Ok(mut journal) => {
                 report("the agent died", journal.restore(&mounts)?);

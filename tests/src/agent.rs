@@ -66,9 +66,6 @@ impl Files {
 impl Drop for Files {
     fn drop(&mut self) {
         fs::remove_dir_all(&self.0).ok();
-        // The guardian of an agent that was killed may look once more, and makes its lock for that.
-        std::thread::sleep(Duration::from_millis(150));
-        fs::remove_dir_all(&self.0).ok();
     }
 }
 
