@@ -18,6 +18,11 @@ const THRESHOLD: f64 = 6.0;
 /// The most that one [`STRETCH`] may add.
 const STEP_MAX: f64 = 2.0;
 const STRETCH: Duration = Duration::from_millis(100);
+/// An alarm that lasts is worth a trial: one after which it took so long, and so many requests, to calm down again. A
+/// hiccup's evidence is gone by then where there are many requests; where there are few, the longer time must do.
+const LASTS: Duration = Duration::from_millis(500);
+const LASTS_REQUESTS: u64 = 300;
+const LASTS_AT_MOST: Duration = Duration::from_secs(2);
 /// The share that the sudden test looks for, and its threshold: four slow ones among some twenty.
 const SUDDEN: f64 = 10.0 * ALLOWED;
 const SUDDEN_THRESHOLD: f64 = 7.0;
@@ -30,6 +35,9 @@ pub struct Alarm {
     room: f64,
     /// Went off, and the evidence has not vanished since.
     on: bool,
+    /// For how long, and what was heard meanwhile.
+    on_for: Duration,
+    heard: u64,
     sudden: f64,
 }
 
@@ -40,13 +48,25 @@ impl Alarm {
         let step = evidence(tally, TOO_MUCH).min(self.room);
         self.room -= step.max(0.0);
         self.evidence = (self.evidence + step).clamp(0.0, THRESHOLD);
+        if self.on {
+            self.on_for += elapsed;
+            self.heard += tally.total;
+        }
         self.on = self.evidence >= THRESHOLD || (self.on && self.evidence > 0.0);
+        if !self.on {
+            (self.on_for, self.heard) = (Duration::ZERO, 0);
+        }
         self.sudden = (self.sudden + evidence(tally, SUDDEN)).clamp(0.0, SUDDEN_THRESHOLD);
     }
 
     /// Whether the objective is being missed.
     pub const fn is_on(self) -> bool {
         self.on
+    }
+
+    /// Whether the objective has been missed for longer than a hiccup.
+    pub fn lasts(self) -> bool {
+        self.on && (self.on_for >= LASTS_AT_MOST || (self.on_for >= LASTS && self.heard >= LASTS_REQUESTS))
     }
 
     /// Whether slow ones came thick just now.
@@ -93,6 +113,19 @@ mod tests {
     #[test]
     fn one_hiccup_does_not_raise_it() {
         assert_eq!(observations_until_alarm([80, 0, 0, 0, 90, 0, 0, 0, 0].into_iter()), None);
+    }
+
+    #[test]
+    fn an_alarm_lasts_while_too_many_are_slow_and_not_after_a_hiccup() {
+        let lasts_at = |slow: &dyn Fn(u32) -> u64| {
+            let mut alarm = Alarm::default();
+            (0..100).find(|&look| {
+                alarm.observe(Tally { total: 300, slow: slow(look) }, STRETCH);
+                alarm.lasts()
+            })
+        };
+        assert_eq!(lasts_at(&|_| 9), Some(7), "the third look raises it");
+        assert_eq!(lasts_at(&|look| if look < 4 { 90 } else { 2 }), None);
     }
 
     #[test]

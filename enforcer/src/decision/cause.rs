@@ -4,10 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    plan::Objective,
-    trial::{Effect, Z_HELPS},
-};
+use super::{plan::Objective, trial::Effect};
 use crate::{
     model::{Culprit, GroupId},
     signal::average::kept,
@@ -139,13 +136,13 @@ impl Evidence {
             Cause::Steal
         } else if explains(self.waited_for_be) && self.waited_for_be >= most / 2.0 {
             Cause::BeCpu
-        } else if self.effect.is_some_and(|effect| effect.z() >= Z_HELPS) {
+        } else if self.effect.is_some_and(Effect::is_harm) {
             Cause::BeCache
         } else if self.throttled.is_some_and(|share| share >= THROTTLED) {
             Cause::OwnQuota
         } else if explains(most) {
             who
-        } else if self.effect.is_some() {
+        } else if self.effect.is_some_and(|effect| !effect.is_met_with_be()) {
             // Neither waits nor BE: what is left is its own doing.
             Cause::OwnLoad
         } else {

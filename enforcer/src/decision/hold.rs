@@ -20,9 +20,6 @@ const STEP_MIN: f64 = 0.05;
 const RAISE_MIN: f64 = 0.1;
 /// After so long without any limit, the search ends.
 const READY: Duration = Duration::from_mins(1);
-/// One-sided bounds: 95 % sure to be met, 99 % sure to be missed.
-const Z_MET: f64 = 1.645;
-const Z_MISSED: f64 = 2.326;
 /// The slow share that a new share aims at, of what is allowed.
 const AIM: f64 = 0.7;
 
@@ -64,6 +61,11 @@ impl Hold {
     /// What was learned.
     pub fn into_bands(self) -> Bands {
         self.bands
+    }
+
+    /// BE may have everything at this load: the objective was met with all of it.
+    pub fn allow_all(&mut self) {
+        self.bands.note(1.0);
     }
 
     /// Forgets the evidence, because something else was in force meanwhile.
@@ -112,13 +114,13 @@ impl Hold {
     }
 
     fn is_missed(&self) -> bool {
-        self.evidence.iter().any(|evidence| evidence.wilson(Z_MISSED).0 > ALLOWED)
+        self.evidence.iter().copied().any(Tally::is_surely_missed)
     }
 
     /// Objectives without any traffic have nothing against more BE.
     fn is_met(&self) -> bool {
         let mut heard = self.evidence.iter().filter(|evidence| evidence.total > 0).peekable();
-        heard.peek().is_some() && heard.all(|evidence| evidence.wilson(Z_MET).1 < ALLOWED)
+        heard.peek().is_some() && heard.all(|evidence| evidence.is_surely_met())
     }
 
     fn lower(&mut self, now: Duration) -> Verdict {

@@ -53,7 +53,7 @@ pub enum Reason {
     Met,
     /// Missed, but no BE group runs: it cannot be the cause.
     NoBe { objective: Objective },
-    /// Missed, but stopping BE was tried and did not help. Not tried again before `retry_at`.
+    /// Missed, but stopping BE was tried and did not help, or was not needed. Not tried again before `retry_at`.
     NoHelp { objective: Objective, cause: Cause, effect: Effect, retry_at: Duration },
     /// Missed; finding out whether BE is the cause.
     Trial { objective: Objective },
@@ -114,6 +114,12 @@ impl Reason {
         match self {
             Self::Met => "no objective is missed".to_owned(),
             Self::NoBe { objective } => format!("{}, but no BE runs", missed(objective)),
+            Self::NoHelp { objective, effect, retry_at, .. } if effect.is_met_with_be() => format!(
+                "{}, but met it while BE ran in a trial ({}); tried again after {:.0} s",
+                missed(objective),
+                comparison(effect),
+                retry_at.as_secs_f64()
+            ),
             Self::NoHelp { objective, cause, effect, retry_at } => format!(
                 "{}, but stopping BE did not help ({}): it suffers from {}; tried again after {:.0} s",
                 missed(objective),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::signal::tally::Tally;
+use crate::signal::tally::{ALLOWED, Tally};
 
 /// Left out at the start of each window.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -24,7 +24,7 @@ const PAIRS_MAX: u32 = 8;
 const PAIRS_MIN: u32 = 2;
 const PAIRS_PROMISING: u32 = 4;
 /// Standard deviations that prove the effect. High, because the proof is looked for after every pair.
-pub const Z_HELPS: f64 = 3.0;
+const Z_HELPS: f64 = 3.0;
 /// Standard deviations without which it is no use to go on, right after [`PAIRS_MIN`] and from [`PAIRS_PROMISING`] on. A
 /// trial costs BE half its time: one in which stopping it has made nothing better so far ends.
 const Z_FUTILE: f64 = 0.0;
@@ -44,6 +44,16 @@ impl Effect {
     pub fn z(self) -> f64 {
         self.with_be.z_above(self.without_be)
     }
+
+    /// The objective was met while BE ran: however much BE slows its victim down, it may.
+    pub fn is_met_with_be(self) -> bool {
+        self.with_be.share().is_some_and(|share| share < ALLOWED)
+    }
+
+    /// BE is proven to make its victim miss the objective.
+    pub fn is_harm(self) -> bool {
+        self.z() >= Z_HELPS && !self.is_met_with_be()
+    }
 }
 
 /// How an experiment stands.
@@ -53,6 +63,8 @@ pub enum Step {
     Continue { stop_be: bool },
     /// Stopping BE helps.
     Helps(Effect),
+    /// The objective is met while BE runs: what raised the alarm has passed.
+    Met(Effect),
     /// It does not, or not measurably.
     NoHelp(Effect),
 }
@@ -85,6 +97,11 @@ impl Trial {
             observed_until: now,
             random: seed | 1,
         }
+    }
+
+    /// BE that did not run for longer than this, while it might, has ended: the two windows in a row in which it is stopped.
+    pub fn longest_stop(&self) -> Duration {
+        (SETTLE + self.window) * 2 + SETTLE
     }
 
     /// Whether BE is to be stopped now.
@@ -128,12 +145,16 @@ impl Trial {
         if self.pairs < PAIRS_MIN {
             return None;
         }
-        let z = self.effect.z();
-        if z >= Z_HELPS {
-            return Some(Step::Helps(self.effect));
+        let (effect, must_show) = (self.effect, self.pairs >= PAIRS_PROMISING);
+        if effect.is_harm() {
+            return Some(Step::Helps(effect));
         }
-        let is_futile = z <= Z_FUTILE || (self.pairs >= PAIRS_PROMISING && z < Z_PROMISING);
-        (is_futile || self.pairs >= PAIRS_MAX).then_some(Step::NoHelp(self.effect))
+        if effect.with_be.is_surely_met() || (must_show && effect.is_met_with_be()) {
+            return Some(Step::Met(effect));
+        }
+        let z = effect.z();
+        let is_futile = z <= Z_FUTILE || (must_show && z < Z_PROMISING);
+        (is_futile || self.pairs >= PAIRS_MAX).then_some(Step::NoHelp(effect))
     }
 
     /// xorshift64 (G. Marsaglia, 2003): the order need not be unpredictable, only unrelated to the load.
@@ -183,6 +204,13 @@ mod tests {
     }
 
     #[test]
+    fn a_be_that_slows_its_victim_down_within_the_objective_may() {
+        let (verdict, ticks, _) = run(|stopped, tick| u64::from(!stopped && tick % 2 == 0));
+        assert!(matches!(verdict, Step::Met(_)), "{verdict:?}");
+        assert!(ticks <= 32, "{ticks}");
+    }
+
+    #[test]
     fn drift_does_not_look_like_an_effect() {
         // Ever slower, whatever BE does.
         let (verdict, ..) = run(|_, tick| u64::from(tick / 4));
@@ -193,7 +221,7 @@ mod tests {
     fn what_happens_right_after_a_change_is_left_out() {
         // Slow only in the first tick of each window.
         let (verdict, ..) = run(|_, tick| if tick % 4 == 1 { 90 } else { 0 });
-        let Step::NoHelp(effect) = verdict else { panic!("{verdict:?}") };
+        let Step::Met(effect) = verdict else { panic!("{verdict:?}") };
         assert_eq!(effect.with_be.slow + effect.without_be.slow, 0);
         assert_eq!(effect.with_be.total, 2 * 300);
     }

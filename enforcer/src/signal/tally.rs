@@ -5,6 +5,9 @@
 
 /// The share of slow requests (or waits) that a p99 objective allows.
 pub const ALLOWED: f64 = 0.01;
+/// One-sided bounds: 95 % sure to be met, 99 % sure to be missed.
+const Z_MET: f64 = 1.645;
+const Z_MISSED: f64 = 2.326;
 
 /// Of `total`, `slow` were slower than the objective.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -28,6 +31,16 @@ impl Tally {
         let centre = (share + z * z / (2.0 * n)) / scale;
         let half = z * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt() / scale;
         ((centre - half).max(0.0), (centre + half).min(1.0))
+    }
+
+    /// Whether an objective is met, with certainty.
+    pub fn is_surely_met(self) -> bool {
+        self.wilson(Z_MET).1 < ALLOWED
+    }
+
+    /// Whether it is missed, with certainty.
+    pub fn is_surely_missed(self) -> bool {
+        self.wilson(Z_MISSED).0 > ALLOWED
     }
 
     /// Those that were not slow. The probes count the two one after the other, so a reading may catch one more slow than

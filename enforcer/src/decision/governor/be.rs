@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     decision::cause::Cause,
-    model::{CpuLimit, GroupId, GroupSnapshot, Lever, Levers, QUOTA_MIN_US, Restraint},
+    model::{CpuLimit, GroupId, GroupSnapshot, Lever, Levers, QUOTA_MIN_US, Restraint, Snapshot},
     signal::average::averaged,
     units::MilliCores,
 };
@@ -69,6 +69,11 @@ impl BeGroup {
         if restraint.quota.is_none() {
             self.demand = averaged(self.demand, self.usage, elapsed, DEMAND_FADES).max(self.usage);
         }
+    }
+
+    /// In the time since the last snapshot, without averaging.
+    pub fn runs_now(&self, node: &Snapshot) -> bool {
+        node.groups[self.id.0].cpu_cores.is_some_and(|cores| cores >= RUNS_CORES)
     }
 
     pub fn runs(&self) -> bool {

@@ -80,6 +80,8 @@ struct Trying {
     watched: usize,
     /// Who is stopped, by place.
     who: Vec<usize>,
+    /// When it ran last.
+    ran_at: Duration,
     /// Who is tried next, last first.
     next: Vec<Vec<usize>>,
     /// The squeeze that is to be verified.
@@ -138,6 +140,11 @@ impl Governor {
         self.be.iter().map(|be| be.usage).sum()
     }
 
+    /// CPUs that BE uses when nothing limits it.
+    fn be_wants(&self) -> f64 {
+        self.be.iter().map(|be| be.demand).sum()
+    }
+
     fn be_runs(&self) -> bool {
         self.be.iter().any(BeGroup::runs)
     }
@@ -152,20 +159,19 @@ impl Governor {
 
     fn react(&mut self, watched: usize) -> Option<Phase> {
         let objective = &self.objectives[watched];
-        let (is_on, is_sudden) = (objective.alarm.is_on(), objective.alarm.is_sudden());
-        if !(is_on || is_sudden) || objective.waits_for_retry(self.taken_at, self.be_cores()) {
+        let alarm = objective.alarm;
+        if !(alarm.is_on() || alarm.is_sudden()) || objective.waits_for_retry(self.taken_at, self.be_cores())
+        {
             return None;
         }
         if let Some(phase) = self.blame(watched) {
             return Some(phase);
         }
-        if !self.be_runs() {
+        // What follows costs BE something on less than the kernel's word.
+        if !alarm.lasts() || !self.be_runs() {
             return None;
         }
-        if let Some(phase) = self.remember(watched) {
-            return Some(phase);
-        }
-        if is_on { self.try_without_be(watched) } else { None }
+        self.remember(watched).or_else(|| self.try_without_be(watched))
     }
 
     /// The kernel itself saw what BE did while the victim waited: no trial is needed.
@@ -247,33 +253,49 @@ impl Governor {
 
     fn try_next(&self, watched: usize, mut next: Vec<Vec<usize>>) -> Option<Phase> {
         let who = next.pop()?;
-        Some(Phase::Trying(Trying { trial: self.trial(watched), watched, who, next, proven: None }))
+        Some(Phase::Trying(self.trying(watched, who, next, None)))
     }
 
-    fn trial(&self, watched: usize) -> Trial {
-        let seed = u64::try_from(self.taken_at.as_nanos()).unwrap_or(u64::MAX);
-        Trial::start(self.taken_at, self.objectives[watched].rate_hz, seed)
+    fn trying(
+        &self,
+        watched: usize,
+        who: Vec<usize>,
+        next: Vec<Vec<usize>>,
+        proven: Option<Squeeze>,
+    ) -> Trying {
+        let now = self.taken_at;
+        let seed = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let trial = Trial::start(now, self.objectives[watched].rate_hz, seed);
+        Trying { trial, watched, who, ran_at: now, next, proven }
     }
 
     fn go_on_trying(&mut self, mut trying: Trying, node: &Snapshot, spoilt: bool) -> Phase {
         let now = self.taken_at;
         let watched = trying.watched;
         let tally = self.objectives[watched].tally(node).unwrap_or_default();
+        if trying.who.iter().any(|&place| self.be[place].runs_now(node)) {
+            trying.ran_at = now;
+        }
         match trying.trial.observe(now, (!spoilt).then_some(tally)) {
             Step::Continue { .. } => Phase::Trying(trying),
-            Step::NoHelp(_) if !trying.who.iter().any(|&place| self.be[place].runs()) => {
+            Step::NoHelp(_) | Step::Met(_) if now > trying.ran_at + trying.trial.longest_stop() => {
                 // It ended by itself meanwhile: nothing was compared.
                 self.reset_alarms();
                 trying.proven.map_or(Phase::Free, |squeeze| self.release(squeeze))
+            }
+            Step::Met(effect) => {
+                self.did_not_help(watched, effect);
+                trying.proven.map_or(Phase::Free, |mut squeeze| {
+                    squeeze.hold.allow_all();
+                    self.release(squeeze)
+                })
             }
             Step::NoHelp(effect) => {
                 if let Some(phase) = self.try_next(watched, trying.next) {
                     return phase;
                 }
-                let be_cores = self.be.iter().map(|be| be.demand).sum();
-                self.objectives[watched].did_not_help(now, effect, be_cores);
+                self.did_not_help(watched, effect);
                 self.learned.retain(|learned| learned.watched != watched);
-                self.reset_alarms();
                 Phase::Free
             }
             Step::Helps(effect) => {
@@ -307,10 +329,15 @@ impl Governor {
         }
         if squeeze.must_be_verified(now) {
             let (watched, who) = (squeeze.watched, squeeze.who.clone());
-            let trial = self.trial(watched);
-            return Phase::Trying(Trying { trial, watched, who, next: Vec::new(), proven: Some(squeeze) });
+            return Phase::Trying(self.trying(watched, who, Vec::new(), Some(squeeze)));
         }
         Phase::Squeeze(squeeze)
+    }
+
+    fn did_not_help(&mut self, watched: usize, effect: Effect) {
+        let be_cores = self.be_wants();
+        self.objectives[watched].did_not_help(self.taken_at, effect, be_cores);
+        self.reset_alarms();
     }
 
     fn release(&mut self, squeeze: Squeeze) -> Phase {

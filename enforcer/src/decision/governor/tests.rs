@@ -96,12 +96,12 @@ fn harmful(be_cores: f64) -> f64 {
 }
 
 #[test]
-fn a_harmful_be_is_squeezed_within_two_seconds_and_kept_above_its_floor() {
+fn a_harmful_be_is_squeezed_within_three_seconds_and_kept_above_its_floor() {
     let mut node = Node::new(Mode::Enforce);
     node.run(5, WANTS_CORES, |_| 5.0);
     assert_eq!((node.limit, node.changes), (None, 0));
-    node.run(2, WANTS_CORES, harmful);
-    assert!(node.limit_cores().is_some_and(|cores| cores < 0.2), "{:?}", node.limit);
+    node.run(3, WANTS_CORES, harmful);
+    assert!(node.limit_cores().is_some_and(|cores| cores < 0.3), "{:?}", node.limit);
     assert_eq!(node.reasons, ["met", "trial", "squeeze"]);
     let mean = node.run(20, WANTS_CORES, harmful);
     assert!(mean >= FLOOR_CORES, "{mean}");
@@ -384,4 +384,17 @@ fn a_trial_of_be_that_ends_meanwhile_proves_nothing() {
     node.reasons.clear();
     node.run(4, WANTS_CORES, harmful);
     assert!(node.limit.is_some() && !node.reasons.contains(&"no_help"), "{:?}", node.reasons);
+}
+
+#[test]
+fn a_be_that_hurts_within_the_objective_loses_next_to_nothing() {
+    let mut node = Node::new(Mode::Enforce);
+    // Half a percent slow beside BE, none without it; a burst of the host's own every half a minute.
+    for _ in 0..20 {
+        node.run(29, WANTS_CORES, |cores| 5.0 * cores / WANTS_CORES);
+        node.run(1, WANTS_CORES, |_| 300.0);
+    }
+    let mean = node.be_seconds / 600.0;
+    assert!(mean > 0.97 * WANTS_CORES, "{mean} {:?}", node.reasons);
+    assert!(!node.reasons.contains(&"squeeze"), "{:?}", node.reasons);
 }
