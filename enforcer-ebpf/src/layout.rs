@@ -187,16 +187,24 @@ pub struct Memory {
     pub reserved: u64,
 }
 
-/// What counts as slow for one victim. `u64::MAX`: nothing does.
+/// What counts as slow for one victim, `u64::MAX`: nothing does; and how many of its requests are looked at.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Objective {
     pub wait_ns: u64,
     pub latency_ns: u64,
+    /// Requests count that begin in a slice of time whose [`slice_hash`] has none of these bits. 0: all do.
+    pub sampled: u64,
 }
 
 impl Objective {
-    pub const NONE: Self = Self { wait_ns: u64::MAX, latency_ns: u64::MAX };
+    pub const NONE: Self = Self { wait_ns: u64::MAX, latency_ns: u64::MAX, sampled: 0 };
+}
+
+/// Which slices of time are sampled: a slice is a jiffy, and every bit of this is set in every second one, in no order that
+/// anything else on the node could keep in step with. Fibonacci hashing (D. E. Knuth, TAOCP 3, 6.4).
+pub const fn slice_hash(jiffies: u64) -> u64 {
+    jiffies.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40
 }
 
 /// How thick slow ones may come, for one signal of one victim: the generic cell rate algorithm (ITU-T I.371), which needs
@@ -300,7 +308,7 @@ const _: () = {
     assert!(size_of::<Requests>() == 424);
     assert!(size_of::<InFlight>() == 512);
     assert!(size_of::<Memory>() == 64);
-    assert!(size_of::<Objective>() == 16);
+    assert!(size_of::<Objective>() == 24);
     assert!(size_of::<Sentry>() == 64);
     assert!(size_of::<Onset>() == 16);
 };

@@ -35,7 +35,7 @@ static CULPRITS: Global<u32> = Global::new(1);
 /// Cgroup to place. 1 MiB, written by the agent only.
 #[map]
 pub static TABLE: Array<Bucket> = Array::with_max_entries(BUCKET_COUNT, BPF_F_MMAPABLE);
-/// What counts as slow, per victim. 16 bytes each, written by the agent only.
+/// What counts as slow, per victim. 24 bytes each, written by the agent only.
 #[map]
 pub static OBJECTIVES: Array<Objective> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Who ran lately: CPUs × 192 bytes.
@@ -56,6 +56,9 @@ static REQUESTS: Array<Requests> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Requests in flight: CPUs × victims × 512 bytes.
 #[map]
 static IN_FLIGHT: Array<InFlight> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Requests in flight of groups of which only a part of the requests count: 8 bytes.
+#[map]
+pub static PENDING: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// What could not be counted: CPUs × causes × 8 bytes.
 #[map]
 static DROPS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -175,14 +178,6 @@ impl Counter for u64 {
     fn add(&mut self, number: Self) {
         // SAFETY: as above.
         unsafe { asm!("lock *(u64 *)({at} + 0) += {number}", at = in(reg) self, number = in(reg) number) }
-    }
-}
-
-/// Counts a duration, as [`Counter`] does.
-#[inline(always)]
-pub fn count_atomically(histogram: &mut Histogram, ns: u64) {
-    if let Some(count) = histogram.get_mut(core::hint::black_box(bucket_of(ns))) {
-        count.add(1);
     }
 }
 

@@ -56,6 +56,9 @@ pub struct GroupSnapshot {
     /// Requests answered or overdue, and how many of them slower than the objective. `None`: not measured, or nothing
     /// promised.
     pub requests: Option<Tally>,
+    /// Where only a part of the requests are looked at, and counted: one of so many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub one_in: Option<u32>,
     /// Requests that wait for an answer. `None`: not measured.
     #[serde(default)]
     pub in_flight: Option<InFlight>,

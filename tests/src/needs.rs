@@ -1,13 +1,13 @@
 //! What a test needs of the host. A test that cannot run says so by name and counts as skipped, never as passed.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::Context as _;
 use enforcer::{
     cgroup::hierarchy::Mounts,
     kernel::support::{Support, WaitSource},
     preflight::is_linux,
 };
+use enforcer_rig::process::installed;
 use libtest_mimic::{Failed, Trial};
 
 /// Something that a host may lack.
@@ -64,17 +64,17 @@ impl Need {
                 (std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1), "one CPU")
             }
             Self::Redis => (
-                ["redis-server", "redis-benchmark", "redis-cli"].iter().all(|name| program(name).is_ok()),
+                ["redis-server", "redis-benchmark", "redis-cli"].iter().all(|name| installed(name).is_ok()),
                 "no redis-server: run `cargo xtask setup`",
             ),
-            Self::Nginx => (program("nginx").is_ok(), "no nginx: run `cargo xtask setup`"),
-            Self::Ab => (program("ab").is_ok(), "no ab: run `cargo xtask setup`"),
-            Self::Curl => (program("curl").is_ok(), "no curl: run `cargo xtask setup`"),
+            Self::Nginx => (installed("nginx").is_ok(), "no nginx: run `cargo xtask setup`"),
+            Self::Ab => (installed("ab").is_ok(), "no ab: run `cargo xtask setup`"),
+            Self::Curl => (installed("curl").is_ok(), "no curl: run `cargo xtask setup`"),
             Self::NetworkNamespace => (
-                ["unshare", "ip"].iter().all(|name| program(name).is_ok()),
+                ["unshare", "ip"].iter().all(|name| installed(name).is_ok()),
                 "no unshare or no ip: install util-linux and iproute2",
             ),
-            Self::OpenSsl => (program("openssl").is_ok(), "no openssl: run `cargo xtask setup`"),
+            Self::OpenSsl => (installed("openssl").is_ok(), "no openssl: run `cargo xtask setup`"),
             Self::Memory => (has_memory(), "no memory controller"),
             Self::MemoryV2 => (has_memory() && !has_v1_memory(), "no memory controller in cgroup v2"),
             Self::MemoryV1 => (has_v1_memory(), "no memory controller in cgroup v1"),
@@ -83,17 +83,6 @@ impl Need {
         };
         (!is_met).then_some(why)
     }
-}
-
-/// A program of a Debian package. Servers lie where only root's PATH leads.
-///
-/// # Errors
-/// Where it is not installed.
-pub fn program(name: &str) -> anyhow::Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
-    let mut files = directories.map(|directory| directory.join(name));
-    files.find(|file| file.is_file()).with_context(|| format!("{name} is not installed"))
 }
 
 fn has_sched_info() -> bool {

@@ -57,6 +57,17 @@ enum What {
         #[arg(long, default_value = "freeze,quota", value_name = "LEVERS")]
         levers: String,
     },
+    /// Whether the latency that the probes see follows the clients' of redis and nginx, and what that costs the servers.
+    Latency {
+        #[command(flatten)]
+        output: Output,
+        /// Windows of rising interference.
+        #[arg(long, default_value_t = 24)]
+        windows: u32,
+        /// Rounds at saturation, each once with and once without the agent.
+        #[arg(long, default_value_t = 12)]
+        rounds: u32,
+    },
     /// What LS and BE get side by side: under enforcer, stock and equal weights, static quotas and Koordinator's rule.
     ///
     /// `--help` tells the options once it is built.
@@ -95,6 +106,10 @@ pub fn run(args: &Args) -> Result<()> {
         }
         What::Reaction { output, onsets, levers } => {
             (output, figures(&["reaction", "--onsets", &onsets.to_string(), "--levers", levers])?)
+        }
+        What::Latency { output, windows, rounds } => {
+            let (windows, rounds) = (windows.to_string(), rounds.to_string());
+            (output, figures(&["latency", "--windows", &windows, "--rounds", &rounds])?)
         }
         What::Loop { options } => {
             let mut bench = bench()?;

@@ -7,8 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-
-use crate::interrupt;
+use enforcer_rig::{interrupt, process::installed};
 
 /// The project's root.
 pub fn root() -> &'static Path {
@@ -57,15 +56,9 @@ pub fn run_quietly(command: &mut Command) -> Result<Output> {
     Ok(output)
 }
 
-/// Whether a program is on the PATH.
+/// Whether a program is installed.
 pub fn is_installed(program: &str) -> bool {
-    find(program).is_some()
-}
-
-/// A program on the PATH.
-pub fn find(program: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|directory| directory.join(program)).find(|file| file.is_file())
+    installed(program).is_ok()
 }
 
 /// Whether this process is root.

@@ -13,13 +13,13 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
-use enforcer_rig::process::{Process, exec_in};
+use enforcer_rig::process::{Process, exec_in, installed};
 use rustix::process::Signal;
 use serde::Deserialize;
 
 use crate::{
     build, interrupt,
-    programs::{cache, find, root, run_quietly},
+    programs::{cache, root, run_quietly},
     setup,
 };
 
@@ -242,7 +242,7 @@ fn initramfs(work: &Path, programs: &[(PathBuf, &str)], filter: Option<&str>) ->
     for directory in ["bin", "proc", "sys", "dev", "run", "tmp"] {
         fs::create_dir_all(tree.join(directory))?;
     }
-    let busybox = find("busybox").context("no busybox")?;
+    let busybox = installed("busybox")?;
     fs::copy(&busybox, tree.join("bin/busybox"))?;
     for (path, name) in programs {
         fs::copy(path, tree.join("bin").join(name))
@@ -258,7 +258,7 @@ fn initramfs(work: &Path, programs: &[(PathBuf, &str)], filter: Option<&str>) ->
 }
 
 fn qemu(kernel: &Path, initramfs: &Path) -> Result<Command> {
-    let qemu = find("qemu-system-x86_64").context("no qemu-system-x86_64")?;
+    let qemu = installed("qemu-system-x86_64")?;
     let mut command = exec_in(None, Signal::KILL, &qemu)?;
     // Both CPUs on one thread: on two, QEMU 7.2 may go on executing the breakpoint that the kernel puts where it patches
     // code, as when a probe comes or goes, and the machine hangs. It costs no time: the tests hardly need both.

@@ -6,22 +6,25 @@
 //! ends unanswered when the server says that it has no more to say (FIN) or either side breaks off (RST); a client that
 //! has no more to say may still be answered.
 
+use core::{arch::asm, mem::size_of};
+
 use aya_ebpf::{
     bindings::{BPF_F_CURRENT_NETNS, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_spin_lock},
     helpers::{
-        bpf_sk_fullsock, bpf_sk_lookup_tcp, bpf_sk_release, bpf_sk_storage_get, bpf_skb_cgroup_id,
+        bpf_jiffies64, bpf_sk_fullsock, bpf_sk_lookup_tcp, bpf_sk_release, bpf_sk_storage_get,
+        bpf_skb_cgroup_id,
         generated::{bpf_spin_lock as lock, bpf_spin_unlock as unlock},
     },
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
 use enforcer_ebpf::{
-    layout::{Drop, NO_VICTIM, Place, in_flight_bucket},
+    layout::{Drop, NO_VICTIM, Place, in_flight_bucket, slice_hash},
     table::Key,
 };
 
 use crate::{
-    maps::{CONNECTIONS, Counter as _, EARLY, OBJECTIVES, ThisCpu, count_atomically},
+    maps::{CONNECTIONS, Counter as _, EARLY, OBJECTIVES, PENDING, ThisCpu, count},
     probes::onset::slow_request,
     task::{find_place, ktime_ns},
 };
@@ -38,59 +41,125 @@ const TCP_SYN_RECV: u32 = 3;
 const TCP_CLOSE_WAIT: u32 = 8;
 const TCP_LISTEN: u32 = 10;
 
-/// What is known of one connection.
+/// What is known of one connection. Packets that come in and those that go out are often on different CPUs, and each cache
+/// line that changes hands costs more than the rest of the program. So there are three: one that both look at and that changes
+/// only when a request begins that counts, and one for each direction. The kernel puts the first byte 8 bytes into a line.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Connection {
-    /// Held by whoever changes `since_ns` or `is_over`: packets may come in and go out on several CPUs at once, and what
-    /// is counted as begun must be counted as ended exactly once.
-    lock: bpf_spin_lock,
-    /// The sequence number after the last byte seen coming in.
-    next_in: u32,
-    /// When the request being served began, in ktime; 0: none is.
+    /// When the last request began that counts, in ktime; 0: none did. The lowest bit is set ([`SPARSE`]) where only a part of
+    /// the group's requests count.
     since_ns: u64,
     /// The victim row of the group that serves it; [`NO_VICTIM`]: not a served connection.
     victim: u32,
-    /// Not 0: the server cannot answer any more, so nothing begins here.
-    is_over: u32,
+    rest_of_line: [u32; 11],
+    /// The sequence number after the last byte seen coming in.
+    next_in: u32,
+    /// What the client had acknowledged when its last request began. As soon as it acknowledges more, that was answered.
+    heard: u32,
+    /// Not 0: it made a request.
+    has_asked: u32,
+    rest_of_line_in: [u32; 13],
+    /// `since_ns` of the last request that ended.
+    ended_ns: u64,
+    /// Held by whoever changes `ended_ns`, where the kernel cannot exchange a word at once: see [`By`].
+    lock: bpf_spin_lock,
+    unused: u32,
+}
+
+/// Marks the beginning of a request that [`PENDING`] counts.
+const SPARSE: u64 = 1;
+
+/// How `ended_ns` is changed. A client may break off while the server answers, and what was counted as begun must be counted
+/// as ended exactly once. There are two sets of programs; the agent loads the first that the kernel takes.
+#[derive(Clone, Copy)]
+enum By {
+    /// In one instruction (Linux 5.12).
+    Exchange,
+    /// Under the lock.
+    Lock,
 }
 
 impl Connection {
-    /// Begins a request, unless one is being served or the connection is over. Tells whether it did.
+    /// Whether a request is being served.
     #[inline(always)]
-    fn begin(&mut self, since_ns: u64) -> bool {
-        // SAFETY: a lock in a map's value, released on the only way out; nothing is called meanwhile.
-        unsafe { lock(&raw mut self.lock) };
-        let begins = self.since_ns == 0 && self.is_over == 0;
-        if begins {
-            self.since_ns = since_ns;
-        }
-        // SAFETY: locked above.
-        unsafe { unlock(&raw mut self.lock) };
-        begins
+    const fn is_busy(&self) -> bool {
+        self.since_ns != self.ended_ns
     }
 
-    /// Ends the request being served and returns since when it was; 0: none was.
+    /// Ends the request being served and returns since when it was; 0: somebody else did.
     #[inline(always)]
-    fn end(&mut self, is_over: bool) -> u64 {
-        // SAFETY: as in `begin`.
-        unsafe { lock(&raw mut self.lock) };
+    fn end(&mut self, by: By) -> u64 {
         let since_ns = self.since_ns;
-        self.since_ns = 0;
-        if is_over {
-            self.is_over = 1;
+        let was = match by {
+            By::Exchange => exchange(&mut self.ended_ns, since_ns),
+            By::Lock => {
+                // SAFETY: a lock in a map's value, released on the only way out; nothing is called meanwhile.
+                unsafe { lock(&raw mut self.lock) };
+                let was = core::mem::replace(&mut self.ended_ns, since_ns);
+                // SAFETY: locked above.
+                unsafe { unlock(&raw mut self.lock) };
+                was
+            }
+        };
+        if was == since_ns {
+            return 0;
         }
-        // SAFETY: locked above.
-        unsafe { unlock(&raw mut self.lock) };
+        if since_ns & SPARSE != 0 {
+            pend(u64::MAX);
+        }
         since_ns
     }
+}
+
+/// Stores `new` and returns what was there, in one instruction. Core has none for the BPF target, and its assembler takes
+/// this one only for newer processors than the rest of the program needs: `r2 = xchg_64(r1 + 0, r2)`.
+#[inline(always)]
+fn exchange(word: &mut u64, new: u64) -> u64 {
+    let was;
+    // SAFETY: a valid, aligned reference; the instruction touches nothing else.
+    unsafe { asm!(".byte 0xdb, 0x21, 0, 0, 0xe1, 0, 0, 0", in("r1") word, inlateout("r2") new => was) };
+    was
 }
 
 /// First bytes of a request come in.
 #[cgroup_skb]
 pub fn request_in(ctx: SkBuffContext) -> i32 {
-    if let Some(segment) = segment_of(&ctx, RST)
-        && let Some(connection) = connection(&ctx, &segment, Direction::In)
+    packet_in(&ctx, By::Exchange)
+}
+
+/// The same for kernels before 5.12.
+#[cgroup_skb]
+pub fn request_in_locked(ctx: SkBuffContext) -> i32 {
+    packet_in(&ctx, By::Lock)
+}
+
+/// First bytes of a response go out.
+#[cgroup_skb]
+pub fn response_out(ctx: SkBuffContext) -> i32 {
+    packet_out(&ctx, By::Exchange)
+}
+
+/// The same for kernels before 5.12.
+#[cgroup_skb]
+pub fn response_out_locked(ctx: SkBuffContext) -> i32 {
+    packet_out(&ctx, By::Lock)
+}
+
+/// The same for a group of which only a part of the requests count: most of the time there is nothing to be answered.
+#[cgroup_skb]
+pub fn response_out_sparse(ctx: SkBuffContext) -> i32 {
+    let is_pending = PENDING.get_ptr(0).is_some_and(|pending| {
+        // SAFETY: a word that others change at any time.
+        unsafe { pending.read_volatile() != 0 }
+    });
+    if is_pending { packet_out(&ctx, By::Exchange) } else { PASS }
+}
+
+#[inline(always)]
+fn packet_in(ctx: &SkBuffContext, by: By) -> i32 {
+    if let Some(segment) = segment_of(ctx, RST)
+        && let Some((connection, sk)) = connection(ctx, &segment, Direction::In)
         && connection.victim != NO_VICTIM
     {
         if segment.payload > 0 {
@@ -98,42 +167,78 @@ pub fn request_in(ctx: SkBuffContext) -> i32 {
             let is_new = end.wrapping_sub(connection.next_in).cast_signed() > 0;
             if is_new {
                 connection.next_in = end;
-                // Looked at without the lock first: most segments belong to a request that has begun.
-                if connection.since_ns == 0 {
-                    begin(connection, ktime_ns());
+                // The client has heard nothing since its last request began: this is more of it.
+                let is_more = connection.has_asked != 0 && connection.heard == segment.acknowledged;
+                if !is_more && may_answer(sk) {
+                    (connection.has_asked, connection.heard) = (1, segment.acknowledged);
+                    begin(connection, None);
                 }
             }
         }
-        if segment.ends {
-            give_up(&ctx, connection);
-        }
-    }
-    PASS
-}
-
-/// First bytes of a response go out.
-#[cgroup_skb]
-pub fn response_out(ctx: SkBuffContext) -> i32 {
-    if let Some(segment) = segment_of(&ctx, FIN | RST)
-        && let Some(connection) = connection(&ctx, &segment, Direction::Out)
-        && connection.victim != NO_VICTIM
-    {
-        if segment.payload > 0 && connection.since_ns != 0 {
-            answer(&ctx, connection);
-        }
-        if segment.ends {
-            give_up(&ctx, connection);
+        if segment.ends && connection.is_busy() {
+            give_up(ctx, connection, by);
         }
     }
     PASS
 }
 
 #[inline(always)]
-fn begin(connection: &mut Connection, since_ns: u64) {
-    if !connection.begin(since_ns) {
-        return;
+fn packet_out(ctx: &SkBuffContext, by: By) -> i32 {
+    if let Some(segment) = segment_of(ctx, FIN | RST)
+        && let Some((connection, _)) = connection(ctx, &segment, Direction::Out)
+        && connection.victim != NO_VICTIM
+        && connection.is_busy()
+    {
+        if segment.payload > 0 {
+            answer(ctx, connection, by);
+        } else {
+            give_up(ctx, connection, by);
+        }
     }
-    let (cpu, victim) = (ThisCpu::get(), connection.victim);
+    PASS
+}
+
+/// Whether a request of a group counts that begins now: where there are very many, a part of them tells as much. If so, what
+/// marks it: [`SPARSE`] or 0.
+#[inline(always)]
+fn part_that_counts(victim: u32) -> Option<u64> {
+    let sampled = OBJECTIVES.get(victim)?.sampled;
+    if sampled == 0 {
+        return Some(0);
+    }
+    // SAFETY: takes nothing and cannot fail.
+    (slice_hash(unsafe { bpf_jiffies64() }) & sampled == 0).then_some(SPARSE)
+}
+
+/// Counts sparse requests in flight; wraps, so `u64::MAX` takes one away.
+#[inline(always)]
+fn pend(number: u64) {
+    if let Some(pending) = PENDING.get_ptr_mut(0) {
+        // SAFETY: changed by one atomic instruction.
+        unsafe { (*pending).add(number) };
+    }
+}
+
+/// Whether the server may still speak. It does not after its own FIN.
+#[inline(always)]
+fn may_answer(sk: *mut bpf_sock) -> bool {
+    // SAFETY: a socket pointer that is not null.
+    let state = unsafe { (*sk).state };
+    state == TCP_ESTABLISHED || state == TCP_SYN_RECV || state == TCP_CLOSE_WAIT
+}
+
+/// Begins a request now or `at` another time, if it counts.
+#[inline(always)]
+fn begin(connection: &mut Connection, at: Option<u64>) {
+    let victim = connection.victim;
+    let Some(part) = part_that_counts(victim) else { return };
+    let since_ns = at.unwrap_or_else(ktime_ns) & !SPARSE | part;
+    if part == SPARSE {
+        // First, so that nobody who sees the request sees none pending.
+        pend(1);
+    }
+    connection.since_ns = since_ns;
+    let cpu = ThisCpu::get();
     in_flight(cpu, victim, since_ns, 1);
     if let Some(counts) = cpu.requests(victim) {
         counts.begun.add(1);
@@ -142,8 +247,8 @@ fn begin(connection: &mut Connection, since_ns: u64) {
 
 /// A request is answered: latency counts.
 #[inline(always)]
-fn answer(ctx: &SkBuffContext, connection: &mut Connection) {
-    let since_ns = connection.end(false);
+fn answer(ctx: &SkBuffContext, connection: &mut Connection, by: By) {
+    let since_ns = connection.end(by);
     if since_ns == 0 {
         return;
     }
@@ -152,18 +257,19 @@ fn answer(ctx: &SkBuffContext, connection: &mut Connection) {
     in_flight(cpu, victim, since_ns, u32::MAX);
     let Some(counts) = cpu.requests(victim) else { return };
     counts.served.add(1);
-    counts.latency_ns.add(latency_ns);
-    count_atomically(&mut counts.histogram, latency_ns);
+    // An interrupt that answers as well in the very instruction between would lose one count: it changes no percentile.
+    counts.latency_ns += latency_ns;
+    count(&mut counts.histogram, latency_ns);
     if is_slow(victim, latency_ns) {
         counts.slow.add(1);
         slow_request(ctx, cpu, victim);
     }
 }
 
-/// The connection is over: a request being served will not be answered.
+/// The connection is over, and the request being served will not be answered.
 #[inline(always)]
-fn give_up(ctx: &SkBuffContext, connection: &mut Connection) {
-    let since_ns = connection.end(true);
+fn give_up(ctx: &SkBuffContext, connection: &mut Connection, by: By) {
+    let since_ns = connection.end(by);
     if since_ns == 0 {
         return;
     }
@@ -211,10 +317,47 @@ struct Segment {
     ends: bool,
 }
 
+/// Where TCP begins after an IPv4 header without options, and after an IPv6 header without extensions.
+const USUAL_V4: usize = 20;
+const USUAL_V6: usize = 40;
+
 /// The packet's TCP segment; `None` for other protocols, and for segments with neither payload nor one of `flags`.
 #[inline(always)]
 fn segment_of(ctx: &SkBuffContext, flags: u8) -> Option<Segment> {
-    // Each load is a call: as few as possible for a packet that says nothing.
+    // Nearly all packets: plain headers that lie in one piece are looked at where they are.
+    if let Some(ip) = in_place::<[u8; 20]>(ctx, 0) {
+        if ip[0] == 0x45
+            && let Some(words) = in_place::<[u32; 3]>(ctx, USUAL_V4 + 4)
+        {
+            let is_tcp = ip[9] == IPPROTO_TCP;
+            return if is_tcp { segment(ctx, false, USUAL_V4, words, flags) } else { None };
+        }
+        if ip[0] >> 4 == 6
+            && ip[6] == IPPROTO_TCP
+            && let Some(words) = in_place::<[u32; 3]>(ctx, USUAL_V6 + 4)
+        {
+            return segment(ctx, true, USUAL_V6, words, flags);
+        }
+    }
+    unusual_segment(ctx, flags)
+}
+
+/// A part of the packet, if it lies in its first piece.
+#[inline(always)]
+fn in_place<T>(ctx: &SkBuffContext, offset: usize) -> Option<&T> {
+    // SAFETY: the program's own context; the kernel makes pointers of both words.
+    let (start, end) = unsafe { ((*ctx.skb.skb).data as usize, (*ctx.skb.skb).data_end as usize) };
+    if start + offset + size_of::<T>() > end {
+        return None;
+    }
+    // SAFETY: within the packet, as the verifier checks. The network stack aligns IP headers to words; where it does not, the
+    // kernel's loads take any alignment.
+    Some(unsafe { &*((start + offset) as *const T) })
+}
+
+/// Each load is a call: as few as possible for a packet that says nothing.
+#[inline(always)]
+fn unusual_segment(ctx: &SkBuffContext, flags: u8) -> Option<Segment> {
     let [first, second, third] = ctx.load::<[u32; 3]>(0).ok()?;
     let [version_and_length, ..] = first.to_ne_bytes();
     let version = version_and_length >> 4;
@@ -225,7 +368,20 @@ fn segment_of(ctx: &SkBuffContext, flags: u8) -> Option<Segment> {
         6 => tcp_offset_v6(ctx, v6_next)?,
         _ => return None,
     };
-    let [sequence, acknowledged, flags_and_length] = ctx.load::<[u32; 3]>(tcp_offset + 4).ok()?;
+    let words = ctx.load::<[u32; 3]>(tcp_offset + 4).ok()?;
+    segment(ctx, version == 6, tcp_offset, &words, flags)
+}
+
+/// From the second to the fourth word of the TCP header.
+#[inline(always)]
+fn segment(
+    ctx: &SkBuffContext,
+    ipv6: bool,
+    tcp_offset: usize,
+    words: &[u32; 3],
+    flags: u8,
+) -> Option<Segment> {
+    let [sequence, acknowledged, flags_and_length] = *words;
     let [length, found, ..] = flags_and_length.to_ne_bytes();
     let payload = ctx.len().checked_sub(tcp_offset as u32 + u32::from(length >> 4) * 4)?;
     let ends = found & flags != 0;
@@ -233,7 +389,7 @@ fn segment_of(ctx: &SkBuffContext, flags: u8) -> Option<Segment> {
         return None;
     }
     let (sequence, acknowledged) = (u32::from_be(sequence), u32::from_be(acknowledged));
-    Some(Segment { ipv6: version == 6, tcp_offset, sequence, acknowledged, payload, ends })
+    Some(Segment { ipv6, tcp_offset, sequence, acknowledged, payload, ends })
 }
 
 #[inline(always)]
@@ -253,25 +409,30 @@ fn tcp_offset_v6(ctx: &SkBuffContext, mut next: u8) -> Option<usize> {
     (next == IPPROTO_TCP).then_some(offset)
 }
 
-/// What is known of the packet's connection, found out at its first payload. `None`: nothing, or it has no socket yet.
+/// What is known of the packet's connection, found out at its first payload, and its socket. `None`: nothing, or it has no
+/// socket yet.
 #[inline(always)]
 fn connection(
     ctx: &SkBuffContext,
     segment: &Segment,
     direction: Direction,
-) -> Option<&'static mut Connection> {
+) -> Option<(&'static mut Connection, *mut bpf_sock)> {
     // SAFETY: the context's socket pointer, checked below as the verifier demands.
     let sk = unsafe { (*ctx.skb.skb).__bindgen_anon_2.sk };
     if sk.is_null() {
         return None;
     }
+    // The kernel finds nothing for what is no full socket.
+    if let Some(known) = storage(sk, core::ptr::null_mut(), 0) {
+        return Some((known, sk));
+    }
     // SAFETY: a socket pointer that is not null. A request socket has no full socket and no storage.
-    let sk = unsafe { bpf_sk_fullsock(sk) };
-    if sk.is_null() {
+    let full = unsafe { bpf_sk_fullsock(sk) };
+    if full.is_null() {
         return None;
     }
     // SAFETY: as above.
-    let state = unsafe { (*sk).state };
+    let state = unsafe { (*full).state };
     // Data on the last packet of a handshake is filtered on the listener's behalf.
     if state == TCP_LISTEN {
         if segment.payload > 0
@@ -281,9 +442,6 @@ fn connection(
             EARLY.insert(tuple.words, ktime_ns(), 0).ok();
         }
         return None;
-    }
-    if let Some(known) = storage(sk, core::ptr::null_mut(), 0) {
-        return Some(known);
     }
     if segment.payload == 0 {
         // Nothing is known, so nothing was asked.
@@ -296,29 +454,35 @@ fn connection(
         Direction::In => segment.sequence,
         Direction::Out => segment.acknowledged,
     };
-    let may_speak = state == TCP_ESTABLISHED
-        || state == TCP_SYN_RECV
-        || state == TCP_CLOSE_WAIT
-        // It just does, if only for the last time.
-        || matches!(direction, Direction::Out);
     let mut fresh = Connection {
-        lock: bpf_spin_lock { val: 0 },
-        next_in,
         since_ns: 0,
         victim,
-        is_over: u32::from(!may_speak),
+        rest_of_line: [0; 11],
+        next_in,
+        heard: 0,
+        has_asked: 0,
+        rest_of_line_in: [0; 13],
+        ended_ns: 0,
+        lock: bpf_spin_lock { val: 0 },
+        unused: 0,
     };
-    let Some(created) = storage(sk, &raw mut fresh, BPF_SK_STORAGE_GET_F_CREATE.into()) else {
+    let Some(created) = storage(full, &raw mut fresh, BPF_SK_STORAGE_GET_F_CREATE.into()) else {
         ThisCpu::get().drop(ctx, Drop::NoSocketState);
         return None;
     };
     if victim != NO_VICTIM {
         let since_ns = early(&tuple);
         if since_ns != 0 {
-            begin(created, since_ns);
+            let heard = match direction {
+                Direction::In => segment.acknowledged,
+                Direction::Out => segment.sequence,
+            };
+            (created.has_asked, created.heard) = (1, heard);
+            begin(created, Some(since_ns));
         }
     }
-    Some(created)
+    // The context's pointer in any case: the verifier wants one kind in one place.
+    Some((created, sk))
 }
 
 /// When a request came in before the connection had a socket; 0: none did.

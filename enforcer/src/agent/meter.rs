@@ -34,6 +34,7 @@ use crate::{
         learned::Stretch,
         memory::StallCounter,
         pace,
+        sampling::Sampling,
         tally::{ALLOWED, Tally},
     },
 };
@@ -101,6 +102,9 @@ struct Group {
     throttling: Throttling,
     levers: Levers,
     rates: [Rate; Signal::ALL.len()],
+    sampling: Sampling,
+    /// Programs are attached that look for sparse requests only.
+    is_sparse: bool,
     /// Since the last report.
     memory: MemoryTotals,
     /// Where something is promised and measured.
@@ -155,7 +159,7 @@ impl Meter {
             let victim = if group.class == Class::LS { next_victim } else { NO_VICTIM };
             if victim != NO_VICTIM {
                 next_victim += 1;
-                counters.set_objective(victim, objective(group.slo));
+                counters.set_objective(victim, objective(group.slo, Sampling::ALL));
             }
             groups.push(Group {
                 class: group.class,
@@ -176,6 +180,8 @@ impl Meter {
                 throttling: Throttling::default(),
                 levers: Levers::default(),
                 rates: Default::default(),
+                sampling: Sampling::ALL,
+                is_sparse: false,
                 memory: MemoryTotals::default(),
                 stalls: group
                     .slo
@@ -206,7 +212,7 @@ impl Meter {
     pub fn set_objective(&mut self, Lesson { group, signal, threshold }: Lesson) {
         let group = &mut self.groups[group.0];
         group.slo.set(signal, threshold);
-        self.counters.set_objective(group.victim, objective(group.slo));
+        self.counters.set_objective(group.victim, objective(group.slo, group.sampling));
     }
 
     /// Counts a directory from now on. `path` is its absolute one.
@@ -231,7 +237,7 @@ impl Meter {
             }
         };
         let serves = group.answers_in(&directory) && group.measures_requests(self.shed);
-        let requests = if serves { attach(probes, path) } else { None };
+        let requests = if serves { attach(probes, path, group.is_sparse) } else { None };
         let index = slot as usize;
         if self.counted.len() <= index {
             self.counted.resize_with(index + 1, || None);
@@ -275,7 +281,7 @@ impl Meter {
                 continue;
             }
             counted.requests = if wanted {
-                attach(probes, &mounts.point(directory.hierarchy).join(&directory.path))
+                attach(probes, &mounts.point(directory.hierarchy).join(&directory.path), group.is_sparse)
             } else {
                 None
             };
@@ -371,6 +377,7 @@ impl Meter {
                 let new = group.look_at_requests(&self.counters);
                 snapshot.requests = group.slo.request_latency_p99.map(|_| new);
                 snapshot.in_flight = Some(group.look.in_flight);
+                snapshot.one_in = (group.sampling != Sampling::ALL).then(|| group.sampling.factor());
             }
             let is_slow = |tally: Option<Tally>| tally.is_some_and(|tally| tally.slow > 0);
             if is_slow(snapshot.requests) || is_slow(snapshot.waits) {
@@ -452,6 +459,47 @@ impl Meter {
         }
     }
 
+    /// Looks at more or fewer of the requests of groups whose rate changed, by what was heard until the last report.
+    pub fn sample_requests(&mut self, probes: &mut Probes, mounts: &Mounts) {
+        for place in 0..self.groups.len() {
+            let group = &mut self.groups[place];
+            let rate_hz =
+                group.rates[Signal::RequestLatency as usize].hz * f64::from(group.sampling.factor());
+            let before = group.sampling;
+            group.sampling = before.at(rate_hz);
+            // Requests that began before they became sparse are looked for until the next report; and all are before they
+            // cease to be.
+            let is_sparse = group.sampling != Sampling::ALL && before != Sampling::ALL;
+            if is_sparse != std::mem::replace(&mut group.is_sparse, is_sparse) {
+                self.count_requests(GroupId(place), probes, mounts);
+            }
+            let group = &self.groups[place];
+            if group.sampling != before {
+                let one_in = group.sampling.factor();
+                tracing::debug!(victim = group.victim, one_in, "another part of the requests is looked at");
+                self.counters.set_objective(group.victim, objective(group.slo, group.sampling));
+            }
+        }
+        if self.groups.iter().all(|group| !group.is_sparse) {
+            self.counters.nothing_pending();
+        }
+    }
+
+    /// Puts the programs for all requests of a group, or for a part of them, in place.
+    fn count_requests(&mut self, id: GroupId, probes: &mut Probes, mounts: &Mounts) {
+        let is_sparse = self.groups[id.0].is_sparse;
+        let of_group = |counted: &&mut Counted| counted.directory.group == id;
+        for counted in self.counted.iter_mut().flatten().filter(of_group) {
+            let path = mounts.point(counted.directory.hierarchy).join(&counted.directory.path);
+            if let Some(links) = &mut counted.requests
+                && let Ok(directory) = File::open(&path)
+                && let Err(err) = probes.count_requests(links, &directory, is_sparse)
+            {
+                tracing::debug!(cgroup = %path.display(), %err, "the program that was there goes on");
+            }
+        }
+    }
+
     /// Ends the stretch at hand. How long it is, if it says what the node is like without BE.
     fn listen(&mut self, lessons: &mut Lessons, unwatched: usize) -> Duration {
         let mut stretch = std::mem::take(&mut self.stretch);
@@ -514,6 +562,8 @@ impl Meter {
                 let totals = self.counters.requests(group.victim);
                 let old = std::mem::replace(&mut group.requests_reported, totals);
                 let Look { in_flight, written_off, .. } = group.look;
+                let factor = u64::from(group.sampling.factor());
+                entry.one_in = group.sampling.factor();
                 entry.waiting = Some(Waiting { in_flight, unanswered: totals.unanswered, written_off });
                 // Those that ended unanswered and slow have a tally and no latency.
                 if totals.served != old.served || totals.unanswered_slow != old.unanswered_slow {
@@ -522,15 +572,13 @@ impl Meter {
                     self.fresh.add_difference(&histogram, &group.request_histogram);
                     group.request_histogram = histogram;
                     let lost = totals.unanswered_slow - old.unanswered_slow;
+                    // Each stands for those beside it that were not looked at.
                     let tally = Tally {
-                        total: totals.served - old.served + lost,
-                        slow: totals.slow - old.slow + lost,
+                        total: (totals.served - old.served + lost) * factor,
+                        slow: (totals.slow - old.slow + lost) * factor,
                     };
-                    durations.add(
-                        &self.fresh,
-                        Duration::from_nanos(totals.latency_ns - old.latency_ns),
-                        tally,
-                    );
+                    let latency_ns = (totals.latency_ns - old.latency_ns) * factor;
+                    durations.add(&self.fresh.times(factor), Duration::from_nanos(latency_ns), tally);
                     entry.spend(self.taken_at, Signal::RequestLatency, tally);
                     learned.extend(lessons.hear(GroupId(place), Signal::RequestLatency, &self.fresh));
                 }
@@ -632,13 +680,14 @@ impl Counted {
     }
 }
 
-fn attach(probes: &mut Probes, path: &Path) -> Option<RequestLinks> {
+fn attach(probes: &mut Probes, path: &Path, sparse: bool) -> Option<RequestLinks> {
     if probes.request_latency_missing.is_some() {
         return None;
     }
-    let attached = File::open(path)
-        .map_err(|err| err.to_string())
-        .and_then(|directory| probes.attach_request_latency(&directory).map_err(|err| err.to_string()));
+    let attached = File::open(path).map_err(|err| err.to_string()).and_then(|directory| {
+        let links = probes.attach_request_latency(&directory, sparse);
+        links.map_err(|err| err.to_string())
+    });
     attached
         .inspect_err(|err| {
             // One that went meanwhile serves nothing.
@@ -655,9 +704,10 @@ fn learned(slo: Slo) -> Learned {
     Learned { request_latency: of(Signal::RequestLatency), run_queue_wait: of(Signal::RunQueueWait) }
 }
 
-fn objective(slo: Slo) -> Objective {
+fn objective(slo: Slo, sampling: Sampling) -> Objective {
     let ns = |objective: Option<Duration>| {
         objective.map_or(u64::MAX, |objective| u64::try_from(objective.as_nanos()).unwrap_or(u64::MAX))
     };
-    Objective { wait_ns: ns(slo.run_queue_wait_p99), latency_ns: ns(slo.request_latency_p99) }
+    let (wait_ns, latency_ns) = (ns(slo.run_queue_wait_p99), ns(slo.request_latency_p99));
+    Objective { wait_ns, latency_ns, sampled: sampling.mask() }
 }

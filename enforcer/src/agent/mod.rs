@@ -464,6 +464,7 @@ impl Agent {
             self.reported_at = now;
             self.report_at = now + REPORT;
             self.lessons.save_now_and_then(now);
+            self.meter.sample_requests(&mut self.probes, self.tree.mounts());
             self.shed(now, elapsed);
         }
     }

@@ -150,6 +150,7 @@ pub struct Counters {
     pub(super) objectives: MappedArray,
     pub(super) sentries: MappedArray,
     pub(super) drops: MappedArray,
+    pub(super) pending: MappedArray,
 }
 
 impl Counters {
@@ -282,6 +283,12 @@ impl Counters {
         let words = self.objectives.element(victim as usize);
         words[offset_of!(Objective, wait_ns) / 8].store(objective.wait_ns, Relaxed);
         words[offset_of!(Objective, latency_ns) / 8].store(objective.latency_ns, Relaxed);
+        words[offset_of!(Objective, sampled) / 8].store(objective.sampled, Relaxed);
+    }
+
+    /// Says that no sparse request is in flight: those whose end nobody saw would be waited for for ever.
+    pub fn nothing_pending(&self) {
+        self.pending.clear(0);
     }
 
     /// Sets how thick slow ones of a victim may come before the probes tell at once.

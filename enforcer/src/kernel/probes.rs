@@ -37,7 +37,25 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/en
 const RUNNABLE_TASKS: u32 = 65_536;
 
 /// What measures requests.
-pub const REQUEST_PROGRAMS: [&str; 2] = ["request_in", "response_out"];
+pub const REQUEST_PROGRAMS: [&str; 5] =
+    [BY_EXCHANGE.ingress, BY_EXCHANGE.egress, BY_EXCHANGE.egress_sparse, BY_LOCK.ingress, BY_LOCK.egress];
+
+/// The programs that look at packets.
+#[derive(Clone, Copy, Debug)]
+struct RequestPrograms {
+    ingress: &'static str,
+    egress: &'static str,
+    /// Of a group of which only a part of the requests count.
+    egress_sparse: &'static str,
+}
+
+const BY_EXCHANGE: RequestPrograms =
+    RequestPrograms { ingress: "request_in", egress: "response_out", egress_sparse: "response_out_sparse" };
+const BY_LOCK: RequestPrograms = RequestPrograms {
+    ingress: "request_in_locked",
+    egress: "response_out_locked",
+    egress_sparse: "response_out_locked",
+};
 
 /// Why the probes could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +81,8 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Probes {
     ebpf: Ebpf,
+    /// Those that the kernel took.
+    request_programs: RequestPrograms,
     /// Why requests cannot be measured here; `None`: they can.
     pub request_latency_missing: Option<String>,
     pub memory: MemoryProbes,
@@ -100,7 +120,11 @@ pub struct Loaded {
 
 /// The two programs that measure the requests of one cgroup directory; dropping it detaches them.
 #[derive(Debug)]
-pub struct RequestLinks(#[expect(dead_code, reason = "held for their Drop")] [CgroupSkbLink; 2]);
+pub struct RequestLinks {
+    #[expect(dead_code, reason = "held for its Drop")]
+    ingress: CgroupSkbLink,
+    egress: CgroupSkbLink,
+}
 
 /// Possible CPUs, which is how far CPU numbers go.
 ///
@@ -137,19 +161,51 @@ impl Probes {
             attach_tracepoint(&mut ebpf, program, tracepoint, &btf)
                 .map_err(|err| Error::RunQueueWait(with_causes(&err)))?;
         }
-        let request_latency_missing = load_request_programs(&mut ebpf).err().map(|err| with_causes(&err));
+        let (request_programs, request_latency_missing) = match load_request_programs(&mut ebpf) {
+            Ok(programs) => (programs, None),
+            Err(err) => (BY_LOCK, Some(with_causes(&err))),
+        };
         let memory = attach_memory_programs(&mut ebpf, support, &btf);
-        Ok(Loaded { probes: Self { ebpf, request_latency_missing, memory }, counters, slots, onsets, log })
+        let probes = Self { ebpf, request_programs, request_latency_missing, memory };
+        Ok(Loaded { probes, counters, slots, onsets, log })
     }
 
     /// Measures the requests served below a directory of the v2 hierarchy, until the links are dropped.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn attach_request_latency(&mut self, directory: &File) -> Result<RequestLinks, ProgramError> {
-        let ingress = self.attach_cgroup("request_in", CgroupSkbAttachType::Ingress, directory)?;
-        let egress = self.attach_cgroup("response_out", CgroupSkbAttachType::Egress, directory)?;
-        Ok(RequestLinks([ingress, egress]))
+    ///
+    /// `sparse`: only a part of the requests count.
+    pub fn attach_request_latency(
+        &mut self,
+        directory: &File,
+        sparse: bool,
+    ) -> Result<RequestLinks, ProgramError> {
+        let ingress =
+            self.attach_cgroup(self.request_programs.ingress, CgroupSkbAttachType::Ingress, directory)?;
+        let egress = self.attach_egress(directory, sparse)?;
+        Ok(RequestLinks { ingress, egress })
+    }
+
+    /// Puts the program for all requests, or for a part of them, in place of the other one.
+    ///
+    /// # Errors
+    /// What the kernel says; the one that was there stays then.
+    pub fn count_requests(
+        &mut self,
+        links: &mut RequestLinks,
+        directory: &File,
+        sparse: bool,
+    ) -> Result<(), ProgramError> {
+        // For a moment both are there, and every end counts once all the same.
+        links.egress = self.attach_egress(directory, sparse)?;
+        Ok(())
+    }
+
+    fn attach_egress(&mut self, directory: &File, sparse: bool) -> Result<CgroupSkbLink, ProgramError> {
+        let programs = self.request_programs;
+        let name = if sparse { programs.egress_sparse } else { programs.egress };
+        self.attach_cgroup(name, CgroupSkbAttachType::Egress, directory)
     }
 
     /// All programs, by name.
@@ -249,6 +305,7 @@ impl Maps {
             objectives: map("OBJECTIVES", size_of::<Objective>(), victims)?,
             sentries: map("SENTRIES", size_of::<Sentry>(), victims)?,
             drops: map("DROPS", 8, cpus * Drop::COUNT)?,
+            pending: map("PENDING", 8, 1)?,
         };
         for victim in 0..victims {
             counters.set_objective(victim, Objective::NONE);
@@ -312,12 +369,21 @@ fn attach_memory_programs(ebpf: &mut Ebpf, support: &Support, btf: &Btf) -> Memo
     MemoryProbes { stalls_missing, oom_kills_missing }
 }
 
-fn load_request_programs(ebpf: &mut Ebpf) -> Result<(), ProgramError> {
-    for name in REQUEST_PROGRAMS {
-        let program: &mut CgroupSkb = ebpf.program_mut(name).expect("BUG: no such program").try_into()?;
-        program.load()?;
-    }
-    Ok(())
+/// Loads the first pair that the kernel takes, and tells which one it is.
+fn load_request_programs(ebpf: &mut Ebpf) -> Result<RequestPrograms, ProgramError> {
+    let mut load = |programs: RequestPrograms| -> Result<RequestPrograms, ProgramError> {
+        for name in [programs.ingress, programs.egress, programs.egress_sparse] {
+            let program: &mut CgroupSkb = ebpf.program_mut(name).expect("BUG: no such program").try_into()?;
+            if program.fd().is_err() {
+                program.load()?;
+            }
+        }
+        Ok(programs)
+    };
+    load(BY_EXCHANGE).or_else(|err| {
+        tracing::debug!(%err, "requests are counted under locks, as before Linux 5.12");
+        load(BY_LOCK)
+    })
 }
 
 /// Before 5.11 maps count against `RLIMIT_MEMLOCK`. Where it cannot be lifted, loading fails with a clear enough error.

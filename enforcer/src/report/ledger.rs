@@ -209,6 +209,8 @@ pub struct GroupLedger {
     pub waits: Durations,
     /// `None`: not measured, see [`Ledger::request_latency_missing`]; or BE.
     pub requests: Option<Durations>,
+    /// One of so many requests is looked at; it stands for the others in all that is reported but those in flight.
+    pub one_in: u32,
     /// Requests without an answer; `None` likewise.
     pub waiting: Option<Waiting>,
     /// The same while it is not measured for a time: unknown, and not zero.
@@ -321,6 +323,7 @@ impl Ledger {
                 switches: 0,
                 waits: Durations::default(),
                 requests: (is_ls && request_latency_missing.is_none()).then(Durations::default),
+                one_in: 1,
                 waiting: None,
                 budgets: BTreeMap::new(),
                 requests_put_by: None,

@@ -320,6 +320,14 @@ fn requests(groups: &[GroupLedger]) -> Vec<MetricFamily> {
             }),
         ),
         gauge(
+            "enforcer_request_sampling_ratio",
+            "Part of a group's requests that is looked at; it stands for the rest",
+            groups
+                .iter()
+                .filter(|group| group.requests.is_some())
+                .map(|group| sample([("group", &group.name)], 1.0 / f64::from(group.one_in))),
+        ),
+        gauge(
             "enforcer_requests_in_flight",
             "Requests that wait for an answer",
             each(|waiting| waiting.in_flight.requests as f64),

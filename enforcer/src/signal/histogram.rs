@@ -34,6 +34,12 @@ impl Counts {
         }
     }
 
+    /// So many times as many of each.
+    #[must_use]
+    pub fn times(&self, factor: u64) -> Self {
+        Self(self.0.map(|count| count * factor))
+    }
+
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
     }

@@ -9,4 +9,5 @@ pub mod in_flight;
 pub mod learned;
 pub mod memory;
 pub mod pace;
+pub mod sampling;
 pub mod tally;

@@ -2,7 +2,9 @@
 
 mod accounts;
 mod agent;
+mod compared;
 mod koordinator;
+mod latency;
 mod r#loop;
 mod probe;
 mod reaction;
@@ -23,6 +25,8 @@ enum Benchmark {
     Agent(agent::Args),
     /// From the onset of trouble to the limit in force.
     Reaction(reaction::Args),
+    /// Latency in the kernel beside the client's, and what measuring it costs.
+    Latency(latency::Args),
     /// What LS and BE get side by side, under enforcer and under what it could be replaced with.
     Loop(r#loop::Args),
 }
@@ -36,6 +40,7 @@ fn run(benchmark: Benchmark) -> Result<()> {
         Benchmark::Probe(args) => probe::run(&args)?,
         Benchmark::Agent(args) => agent::run(&args)?,
         Benchmark::Reaction(args) => reaction::run(&args)?,
+        Benchmark::Latency(args) => latency::run(&args)?,
         Benchmark::Loop(args) => return r#loop::run(&args),
     };
     println!("{json:#}");

@@ -8,11 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aya::{Btf, Ebpf, EbpfLoader, programs::BtfTracePoint};
+use aya::Ebpf;
 use enforcer::{
     cgroup::hierarchy::Hierarchy,
     kernel::{
-        btf::KernelTypes,
         probes::{Identity, Loaded, Probes, possible_cpus},
         support::{Sizes, Support, WaitSource},
     },
@@ -21,7 +20,7 @@ use enforcer_rig::{interrupt, sandbox::Sandbox};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::{Value, json};
 
-static COMPARED: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench-probes"));
+use crate::compared;
 
 /// A victim row and a culprit column, as for any LS group.
 const VICTIM: u32 = 1;
@@ -131,8 +130,8 @@ impl Programs {
 fn attach(variant: Attached, hierarchy: Hierarchy, inode: u64) -> Result<Programs> {
     Ok(match variant {
         Attached::Nothing => Programs::None,
-        Attached::Empty => Programs::Compared(compared(&[("empty", "sched_switch")])?),
-        Attached::RunqlatStyle => Programs::Compared(compared(&[
+        Attached::Empty => Programs::Compared(compared::on_tracepoints(&[("empty", "sched_switch")])?),
+        Attached::RunqlatStyle => Programs::Compared(compared::on_tracepoints(&[
             ("runqlat_wakeup", "sched_wakeup"),
             ("runqlat_wakeup_new", "sched_wakeup_new"),
             ("runqlat_switch", "sched_switch"),
@@ -149,24 +148,6 @@ fn probe(source: WaitSource, hierarchy: Hierarchy, inode: u64) -> Result<Program
     let mut loaded = Probes::load(&support, Identity::Both, sizes)?;
     let slot = loaded.slots.allot(hierarchy.key(inode), VICTIM, CULPRIT, Duration::ZERO, |_| {})?;
     Ok(Programs::Probe(Box::new(loaded), slot))
-}
-
-fn compared(programs: &[(&str, &str)]) -> Result<Ebpf> {
-    let types = KernelTypes::of_running_kernel()?;
-    let pid = types.offset_of("task_struct", "pid")?;
-    let state =
-        types.offset_of("task_struct", "__state").or_else(|_| types.offset_of("task_struct", "state"))?;
-    let mut ebpf = EbpfLoader::new()
-        .override_global("OFF_PID", &pid, true)
-        .override_global("OFF_STATE", &state, true)
-        .load(COMPARED)?;
-    let btf = Btf::from_sys_fs()?;
-    for (name, tracepoint) in programs {
-        let program: &mut BtfTracePoint = ebpf.program_mut(name).context("no such program")?.try_into()?;
-        program.load(tracepoint, &btf)?;
-        program.attach()?;
-    }
-    Ok(ebpf)
 }
 
 /// Time that so many round trips take between two threads.

@@ -98,8 +98,16 @@ impl Agent {
     /// # Errors
     /// Where it does not answer.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        Ok(serde_json::from_str(&self.text(path)?)?)
+    }
+
+    /// What it serves under `path`, as text.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub fn text(&self, path: &str) -> Result<String> {
         let answer = minreq::get(format!("http://{}{path}", self.address)).with_timeout(5).send();
-        Ok(answer.context("the agent does not answer")?.json()?)
+        Ok(answer.context("the agent does not answer")?.as_str()?.to_owned())
     }
 
     /// Ends it; it must leave no limit on `be`.

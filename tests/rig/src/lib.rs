@@ -19,5 +19,6 @@ pub mod progress;
 pub mod protocol;
 pub mod sandbox;
 pub mod server;
+pub mod service;
 pub mod spread;
 pub mod work;

@@ -174,6 +174,19 @@ pub fn built(program: &str) -> Result<PathBuf> {
         .with_context(|| format!("no `{program}` beside {}: run `cargo xtask build`", me.display()))
 }
 
+/// A program of a Debian package. Servers lie where only root's PATH leads.
+///
+/// # Errors
+/// Where it is not installed.
+pub fn installed(program: &str) -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+    let mut files = directories.map(|directory| directory.join(program));
+    files
+        .find(|file| file.is_file())
+        .with_context(|| format!("{program} is not installed: run `cargo xtask setup` as root"))
+}
+
 /// The `workload` command.
 ///
 /// # Errors

@@ -80,6 +80,11 @@ fn requests_trials() -> Vec<Trial> {
         ),
         trial("redis_is_counted_to_the_last_request", &[Root, Probes, Redis], servers::redis),
         trial("nginx_is_counted_to_the_last_request", &[Root, Probes, Nginx, Ab], servers::nginx),
+        trial(
+            "of_very_many_requests_a_part_stands_for_all",
+            &[Root, Probes, Redis, TwoCpus, RealCpus],
+            servers::sampled,
+        ),
         trial("under_tls_the_handshake_counts_as_well", &[Root, Probes, Nginx, OpenSsl, Curl], servers::tls),
         trial("a_stopped_servers_requests_grow_old", &[Root, Probes], in_flight::stopped_server),
         trial("connections_broken_off_leave_nothing_in_flight", &[Root, Probes], in_flight::broken_off),

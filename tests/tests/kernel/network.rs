@@ -12,10 +12,9 @@ use anyhow::{Context as _, Result, ensure};
 use enforcer_rig::{
     client::Report,
     loss::{lose_one_in, sent_again},
-    process::{Process, built, exec_in, piped, workload, workload_in},
+    process::{Process, built, exec_in, installed, piped, workload, workload_in},
     protocol::ECHO_BYTES,
 };
-use enforcer_tests::needs::program;
 use rustix::process::Signal;
 
 use crate::requests::{LOOPBACK, Scene, VICTIM, ask};
@@ -111,7 +110,7 @@ pub fn own_namespace() -> Result<()> {
         "ip link set lo up; {workload} {groups} serve --steps 0 --memory-mib 1 --listen 127.0.0.1:7000 >/dev/null &\n\
          sleep 1; {workload} load --to 127.0.0.1:7000 --rate 200 --seconds 2 --connections {CONNECTIONS}"
     );
-    let mut command = exec_in(None, Signal::KILL, &program("unshare")?)?;
+    let mut command = exec_in(None, Signal::KILL, &installed("unshare")?)?;
     command.args(["-n", "sh", "-c", &script]);
     let report: Report = serde_json::from_str(&Process::start("unshare", piped(&mut command))?.output()?)?;
     let served = scene.loaded.counters.requests(VICTIM).served;

@@ -50,7 +50,7 @@ impl Scene {
         }
         loaded.slots.allot(key(&ls, Hierarchy::V2)?, VICTIM, CULPRIT_LS, Duration::ZERO, |_| {})?;
         let directory = File::open(ls.v2_directory().context("no v2 hierarchy")?)?;
-        let links = loaded.probes.attach_request_latency(&directory)?;
+        let links = loaded.probes.attach_request_latency(&directory, false)?;
         Ok(Self { loaded, _links: links, ls, sandbox })
     }
 
@@ -167,7 +167,7 @@ pub fn client_role() -> Result<()> {
 
 pub fn slow_ones() -> Result<()> {
     let scene = Scene::new()?;
-    let objective = Objective { wait_ns: u64::MAX, latency_ns: 20_000_000 };
+    let objective = Objective { latency_ns: 20_000_000, ..Objective::NONE };
     scene.loaded.counters.set_objective(VICTIM, objective);
     let (_fast, fast_address) = scene.server(LOOPBACK, Duration::ZERO)?;
     let (_slow, slow_address) = scene.server(LOOPBACK, Duration::from_millis(25))?;

@@ -12,19 +12,22 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use enforcer_rig::{
     address,
-    process::{Process, exec_in},
+    arrivals::Profile,
+    cast::{self, LS_SHARES},
+    client::{Load, Report},
+    process::{Process, exec_in, installed},
+    protocol::Protocol,
+    sandbox::Sandbox,
+    service::Service,
 };
-use enforcer_tests::{
-    agent::{Files, PATIENCE},
-    needs::program,
-};
+use enforcer_tests::agent::{Agent, Files, PATIENCE};
 use rustix::process::Signal;
 
 use crate::requests::{Scene, VICTIM};
 
 /// Starts a server in the group and waits until it listens.
 fn serve(scene: &Scene, name: &str, arguments: &[&str], address: SocketAddr) -> Result<Process> {
-    let mut command = exec_in(Some(&scene.ls), Signal::TERM, &program(name)?)?;
+    let mut command = exec_in(Some(&scene.ls), Signal::TERM, &installed(name)?)?;
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
     let mut server = Process::start(name, &mut command)?;
     let until = Instant::now() + PATIENCE;
@@ -64,14 +67,14 @@ pub fn redis() -> Result<()> {
     let mut redis = serve(&scene, "redis-server", &options, listen)?;
     let mut before = 0;
     for _ in 0..10 {
-        let answer = client(Command::new(program("redis-cli")?).args(["-p", &port, "ping"]))?;
+        let answer = client(Command::new(installed("redis-cli")?).args(["-p", &port, "ping"]))?;
         ensure!(answer.trim() == "PONG", "{answer}");
     }
     let pings = served(&scene, &mut before)?;
     ensure!(pings == 10, "{pings} requests, not 10");
 
     let benchmark = |options: &[&str]| -> Result<String> {
-        let mut command = Command::new(program("redis-benchmark")?);
+        let mut command = Command::new(installed("redis-benchmark")?);
         let requests = REQUESTS.to_string();
         client(command.args(["-p", &port, "-c", "20", "-q", "-n", &requests, "-t", "get"]).args(options))
     };
@@ -138,7 +141,7 @@ pub fn nginx() -> Result<()> {
     for options in [&["-k"][..], &[]] {
         let url = format!("http://{}/index.html", nginx.clear);
         let requests = REQUESTS.to_string();
-        let mut command = Command::new(program("ab")?);
+        let mut command = Command::new(installed("ab")?);
         let report = client(command.args(["-q", "-c", "10", "-n", &requests]).args(options).arg(url))?;
         ensure!(report.contains("Failed requests:        0"), "{report}");
         let counted = served(&scene, &mut before)?;
@@ -155,7 +158,7 @@ pub fn tls() -> Result<()> {
     let scene = Scene::new()?;
     let files = Files::new("tls")?;
     let (certificate, key) = (files.path().join("certificate.pem"), files.path().join("key.pem"));
-    let mut openssl = Command::new(program("openssl")?);
+    let mut openssl = Command::new(installed("openssl")?);
     openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]);
     client(openssl.arg("-out").arg(&certificate).arg("-keyout").arg(&key))?;
     let mut nginx = Nginx::start(&scene, Some((&certificate, &key)))?;
@@ -164,7 +167,7 @@ pub fn tls() -> Result<()> {
     for (version, others) in [("1.2", 3..=3), ("1.3", 2..=3)] {
         let before = scene.loaded.counters.requests(VICTIM);
         let url = format!("https://{}/index.html?[1-{REQUESTS}]", nginx.tls);
-        let mut curl = Command::new(program("curl")?);
+        let mut curl = Command::new(installed("curl")?);
         curl.args(["--silent", "--fail", "--insecure", "--http1.1", "--tls-max", version]);
         curl.args([&format!("--tlsv{version}"), &url]);
         let pages = client(&mut curl)?;
@@ -179,4 +182,56 @@ pub fn tls() -> Result<()> {
     }
     nginx.process.terminate(PATIENCE)?;
     Ok(())
+}
+
+/// A redis under more requests than need be looked at: a part of them stands for all.
+pub fn sampled() -> Result<()> {
+    const TOLERANCE: f64 = 0.15;
+    let sandbox = Sandbox::new("enforcer-test")?;
+    let ls = sandbox.group("ls", LS_SHARES)?;
+    let files = Files::new("sampled")?;
+    let policy = format!(
+        "groups:\n- {{ name: web, class: LS, cgroups: [{}/ls], slo: {{ requestLatency: {{ p99: 1s }} }} }}\n",
+        sandbox.path()
+    );
+    let (_redis, address) = Service::Redis.start(&ls, files.path())?;
+    let mut agent = Agent::start(&files, &policy, &[])?;
+    let count = "enforcer_request_duration_seconds_count{group=\"web\"}";
+    let saturate = |seconds: f64| -> Result<Report> {
+        let load = Load {
+            profile: Profile::constant(1.0),
+            saturate: true,
+            connections: 16,
+            seconds,
+            warm_up_seconds: 0.0,
+            seed: 1,
+            protocol: Protocol::Redis,
+            slo_us: None,
+        };
+        Ok(serde_json::from_str(&cast::client(address, &load)?.output()?)?)
+    };
+    // Until it is seen how many there are, and a moment more.
+    let first = saturate(4.0)?;
+    sleep(Duration::from_millis(1_500));
+    let before = agent.metric(count)?;
+    ensure!((before / first.requests as f64 - 1.0).abs() < TOLERANCE, "{before} of {}", first.requests);
+    let second = std::thread::scope(|scope| -> Result<Report> {
+        let client = scope.spawn(|| saturate(4.0));
+        agent.wait_for("a part is looked at", |agent| {
+            Ok(agent.metric("enforcer_request_sampling_ratio{group=\"web\"}")? < 1.0)
+        })?;
+        client.join().expect("the client does not panic")
+    })?;
+    agent.wait_for("nothing is in flight", |agent| {
+        Ok(agent.metric("enforcer_requests_in_flight{group=\"web\"}")? < 0.5)
+    })?;
+    sleep(Duration::from_millis(1_500));
+    let counted = agent.metric(count)? - before;
+    let ratio = counted / second.requests as f64;
+    println!("{counted:.0} for {} requests, ratio {ratio:.3}", second.requests);
+    ensure!((ratio - 1.0).abs() < TOLERANCE, "{counted} for {} requests", second.requests);
+    agent.wait_for("all are looked at again", |agent| {
+        Ok(agent.metric("enforcer_request_sampling_ratio{group=\"web\"}")? >= 1.0)
+    })?;
+    agent.stop()
 }

@@ -11,11 +11,11 @@ mod table;
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use enforcer_rig::{antagonist::Antagonist, progress::Progress};
+use enforcer_rig::{antagonist::Antagonist, progress::Progress, service::Service};
 
 use self::{
     results::{Phase, Results},
-    scene::{Be, Ls, Measured, Scene},
+    scene::{Be, Measured, Scene},
 };
 use crate::{
     build,
@@ -41,8 +41,8 @@ pub struct Args {
     #[arg(long, value_enum)]
     be: Vec<Be>,
     /// The server.
-    #[arg(long, value_enum, default_value_t = Ls::Builtin)]
-    ls: Ls,
+    #[arg(long, value_enum, default_value_t = Service::Builtin)]
+    ls: Service,
     /// Requests per second. Default: 850 for the builtin server, 5,000 for redis and nginx.
     #[arg(long)]
     rate: Option<f64>,

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, Instant},
@@ -11,60 +10,23 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use enforcer_rig::{
-    address,
-    agent::{self, Agent, wait_until},
+    agent::{self, Agent},
     antagonist::Antagonist,
     arrivals::Profile,
     cast::{self, BE_SHARES, LS_SHARES},
     client::{self, Load},
     interrupt,
-    process::{Process, exec_in},
-    protocol::Protocol,
+    process::{Process, exec_in, installed},
     sandbox::{Group, Sandbox},
+    service::Service,
     work::Work,
 };
 use rustix::process::Signal;
 use serde::Deserialize;
 
 use super::results::Phase;
-use crate::programs::find;
 
 const SAMPLE: Duration = Duration::from_millis(500);
-
-/// The latency-sensitive server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Ls {
-    /// The rig's own: 6,000 random steps through 8 MiB per request.
-    Builtin,
-    Redis,
-    Nginx,
-}
-
-impl Ls {
-    /// About a third of two CPUs for the builtin server.
-    pub const fn default_rate(self) -> f64 {
-        match self {
-            Self::Builtin => 850.0,
-            Self::Redis | Self::Nginx => 5_000.0,
-        }
-    }
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Builtin => "builtin",
-            Self::Redis => "redis",
-            Self::Nginx => "nginx",
-        }
-    }
-
-    const fn protocol(self) -> Protocol {
-        match self {
-            Self::Builtin => Protocol::Echo,
-            Self::Redis => Protocol::Redis,
-            Self::Nginx => Protocol::Http,
-        }
-    }
-}
 
 /// The best-effort work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +89,7 @@ impl Be {
 pub struct Scene {
     pub agent: PathBuf,
     pub out: PathBuf,
-    pub ls: Ls,
+    pub ls: Service,
     pub rate: f64,
     pub seconds: u32,
     pub warm_up: u32,
@@ -202,7 +164,7 @@ impl Scene {
         let sandbox = Sandbox::new("enforcer-demo")?;
         let ls_group = sandbox.group("ls", LS_SHARES)?;
         let be_group = sandbox.group("be", BE_SHARES)?;
-        let (mut server, address) = self.start_server(&ls_group)?;
+        let (mut server, address) = self.ls.start(&ls_group, &self.out)?;
         let mut agent = self.start_agent(&sandbox, slo)?;
         let work_path = self.out.join("work");
         fs::remove_file(&work_path).ok();
@@ -231,46 +193,6 @@ impl Scene {
         Ok(measured)
     }
 
-    fn start_server(&self, group: &Group) -> Result<(Process, SocketAddr)> {
-        if self.ls == Ls::Builtin {
-            return cast::server(group);
-        }
-        let address = address::free()?;
-        let port = address.port();
-        let program = self.ls.name().replace("redis", "redis-server");
-        let path = find(&program)
-            .with_context(|| format!("{program} is not installed: run `cargo xtask setup` as root"))?;
-        let mut command = exec_in(Some(group), Signal::KILL, &path)?;
-        match self.ls {
-            Ls::Redis => command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]),
-            _ => command.args([
-                "-p",
-                path_text(&self.out)?,
-                "-c",
-                path_text(&self.nginx_configuration(port)?)?,
-            ]),
-        };
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let server = Process::start(&program, &mut command)?;
-        wait_until(&format!("{program} listens"), || Ok(std::net::TcpStream::connect(address).is_ok()))?;
-        Ok((server, address))
-    }
-
-    fn nginx_configuration(&self, port: u16) -> Result<PathBuf> {
-        let path = self.out.join("nginx.conf");
-        let out = self.out.display();
-        let text = format!(
-            "daemon off; worker_processes 2; error_log {out}/nginx.log; pid {out}/nginx.pid;\n\
-             events {{ worker_connections 512; }}\n\
-             http {{ access_log off; keepalive_requests 1000000000; client_body_temp_path {out};\n\
-             proxy_temp_path {out}; fastcgi_temp_path {out}; uwsgi_temp_path {out}; scgi_temp_path {out};\n\
-             server {{ listen 127.0.0.1:{port}; location / {{ return 200 \"{}\"; }} }} }}\n",
-            "x".repeat(1000)
-        );
-        fs::write(&path, text)?;
-        Ok(path)
-    }
-
     /// The agent enforces `slo`, or watches only.
     fn start_agent(&self, sandbox: &Sandbox, slo: Option<Duration>) -> Result<Agent> {
         let arguments: &[&str] = if slo.is_none() { &["--shadow"] } else { &[] };
@@ -280,9 +202,7 @@ impl Scene {
 
     fn start_be(&self, be: Be, group: &Group, work: &Path) -> Result<Process> {
         let Be::Builtin(antagonist) = be else {
-            let path =
-                find("stress-ng").context("stress-ng is not installed: run `cargo xtask setup` as root")?;
-            let mut command = exec_in(Some(group), Signal::KILL, &path)?;
+            let mut command = exec_in(Some(group), Signal::KILL, &installed("stress-ng")?)?;
             let threads = std::thread::available_parallelism()?.to_string();
             command.args(["--stream", &threads, "--temp-path", path_text(&self.out)?, "--quiet"]);
             command.stdin(Stdio::null()).stdout(Stdio::null());

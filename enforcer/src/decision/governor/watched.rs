@@ -9,7 +9,7 @@ use crate::{
         plan::Objective,
         trial::Effect,
     },
-    model::{GroupId, Snapshot},
+    model::{GroupId, Signal, Snapshot},
     policy::Promise,
     signal::{average::averaged, tally::Tally},
 };
@@ -39,7 +39,7 @@ pub struct Watched {
     steal: Option<f64>,
     /// Who is likely to use the memory that the victim lacks.
     pub memory_user: Option<GroupId>,
-    /// Requests or waits per second.
+    /// Requests or waits that are heard per second, and that come.
     pub rate_hz: f64,
     pub load_hz: f64,
     pub heard_at: Duration,
@@ -91,7 +91,8 @@ impl Watched {
         let Some(tally) = self.tally(node) else { return };
         let rate_hz = tally.total as f64 / elapsed.as_secs_f64().max(1e-3);
         self.rate_hz = averaged(self.rate_hz, rate_hz, elapsed, AVERAGE);
-        self.load_hz = averaged(self.load_hz, rate_hz, elapsed, LOAD);
+        let one_in = group.one_in.filter(|_| self.objective.signal == Signal::RequestLatency).unwrap_or(1);
+        self.load_hz = averaged(self.load_hz, rate_hz * f64::from(one_in), elapsed, LOAD);
         if tally.total > 0 {
             self.heard_at = node.taken_at;
         }

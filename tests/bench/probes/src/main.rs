@@ -15,9 +15,9 @@ mod probes {
     use aya_ebpf::{
         Global,
         helpers::bpf_ktime_get_ns,
-        macros::{btf_tracepoint, map},
+        macros::{btf_tracepoint, cgroup_skb, map},
         maps::{HashMap, PerCpuArray},
-        programs::BtfTracePointContext,
+        programs::{BtfTracePointContext, SkBuffContext},
     };
 
     /// `task_struct.pid` and `task_struct.__state`
@@ -35,6 +35,12 @@ mod probes {
     #[btf_tracepoint(function = "sched_switch")]
     pub fn empty(_: BtfTracePointContext) -> i32 {
         0
+    }
+
+    /// What any program on packets costs that looks at nothing.
+    #[cgroup_skb]
+    pub fn empty_packet(_: SkBuffContext) -> i32 {
+        1
     }
 
     #[btf_tracepoint(function = "sched_wakeup")]

@@ -1,7 +1,11 @@
 //! What the node serves with LS alone, and what latency may be expected of it.
 
 use anyhow::{Result, ensure};
-use enforcer_rig::{arrivals::Profile, client::Load, spread::Spread};
+use enforcer_rig::{
+    arrivals::Profile,
+    client::{Load, Report},
+    spread::Spread,
+};
 
 use super::stage::{Stage, open_loop};
 
@@ -23,14 +27,16 @@ const WINDOW_SECONDS: u32 = 10;
 ///
 /// Saturation alone would not do: a server that is asked again as soon as it has answered never waits and keeps its caches
 /// warm, and answers more than twice as many requests as it can bear at random times.
-pub fn capacity_hz(stage: &Stage) -> Result<f64> {
+///
+/// `alone`: puts a load on the server and nothing else.
+pub fn sane_hz(alone: impl Fn(&Load) -> Result<Report>) -> Result<f64> {
     let load = |rate| open_loop(Profile::constant(rate), TRY_SECONDS);
     let saturating = Load { saturate: true, connections: SATURATING_CONNECTIONS, ..load(1.0) };
-    let saturation_hz = stage.alone(&saturating)?.requests as f64 / f64::from(TRY_SECONDS);
-    let sane_us = SANE_FACTOR * stage.alone(&load(saturation_hz / 10.0))?.p50_us;
+    let saturation_hz = alone(&saturating)?.requests as f64 / f64::from(TRY_SECONDS);
+    let sane_us = SANE_FACTOR * alone(&load(saturation_hz / 10.0))?.p50_us;
     let is_served = |rate| -> Result<bool> {
         // Once more if not: a hiccup of the host is no limit of the server.
-        Ok(stage.alone(&load(rate))?.p90_us <= sane_us || stage.alone(&load(rate))?.p90_us <= sane_us)
+        Ok(alone(&load(rate))?.p90_us <= sane_us || alone(&load(rate))?.p90_us <= sane_us)
     };
     let (mut served, mut beyond) = (0.0, saturation_hz);
     for _ in 0..TRIES {

@@ -3,7 +3,7 @@
 //! A cell is one policy in one scenario for some seconds. Rounds are outermost and policies innermost, so that drift of the
 //! host hits all policies alike.
 
-mod calibration;
+pub mod calibration;
 mod interval;
 mod matrix;
 mod page;
@@ -139,7 +139,7 @@ pub fn run(args: &Args) -> Result<()> {
 fn calibrate(stage: &Stage, matrix: &Matrix, record: &mut Record, json: &Path) -> Result<f64> {
     let capacity_hz = match record.capacity_hz {
         Some(capacity_hz) => capacity_hz,
-        None => calibration::capacity_hz(stage)?,
+        None => calibration::sane_hz(|load| stage.alone(load))?,
     };
     record.capacity_hz = Some(capacity_hz);
     println!("the node serves {capacity_hz:.0} requests/s with LS alone");
