@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use enforcer_rig::{
     agent::Agent,
     antagonist::Antagonist,
@@ -29,8 +29,10 @@ const AFTERWARDS: Duration = Duration::from_millis(300);
 /// BE stands still when it uses less than this of a CPU over the following stretch.
 const STILL: f64 = 0.1;
 const STRETCH: Duration = Duration::from_millis(10);
-/// Between strikes: LS recovers, BE is forgotten.
+/// Between strikes: LS recovers, and BE is free again for so long.
 const CALM: Duration = Duration::from_millis(1_700);
+/// A limit that stays for longer without any BE is a bug.
+const FREE_WITHIN: Duration = Duration::from_secs(30);
 /// For the agent to publish what it decided.
 const PUBLISHED: Duration = Duration::from_secs(3);
 
@@ -39,6 +41,8 @@ pub struct Stage<'a> {
     pub be: &'a Group,
     scratch: PathBuf,
     watch: Watch,
+    /// What BE's limits are where there are none.
+    free: String,
 }
 
 /// What was seen; times on the monotonic clock.
@@ -65,16 +69,31 @@ struct Reaction {
 
 impl<'a> Stage<'a> {
     pub fn new(be: &'a Group, scratch: &Path) -> Result<Self> {
-        Ok(Self { be, scratch: scratch.to_owned(), watch: Watch::new(be)? })
+        let watch = Watch::new(be)?;
+        let free = watch.look()?.limits;
+        Ok(Self { be, scratch: scratch.to_owned(), watch, free })
+    }
+
+    /// Waits until BE has been free for a while: otherwise the next strike would find the last one's limit.
+    fn wait_until_free(&self) -> Result<()> {
+        let until = monotonic() + FREE_WITHIN;
+        let mut free_since = monotonic();
+        while monotonic() < free_since + CALM {
+            interrupt::sleep(Duration::from_millis(20))?;
+            if self.watch.look()?.limits != self.free {
+                free_since = monotonic();
+            }
+            ensure!(monotonic() < until, "BE is still limited {FREE_WITHIN:?} after it ended");
+        }
+        Ok(())
     }
 
     /// Lets BE strike until it is limited. `meanwhile` is called at every look.
     pub fn strike(&self, mut meanwhile: impl FnMut() -> Result<()>) -> Result<Strike> {
-        interrupt::sleep(CALM)?;
+        self.wait_until_free()?;
         let path = self.scratch.join("work");
         fs::remove_file(&path).ok();
         let work = Work::open(&path)?;
-        let before = self.watch.look()?.limits;
         let antagonist = cast::antagonist(Antagonist::CpuSpin, self.be, &[], &path)?;
         let started = monotonic();
         let mut looks: Vec<Look> = Vec::new();
@@ -83,7 +102,7 @@ impl<'a> Stage<'a> {
             interrupt::check()?;
             meanwhile()?;
             let look = self.watch.look()?;
-            if in_force.is_none() && look.limits != before {
+            if in_force.is_none() && look.limits != self.free {
                 in_force = Some(look.at);
             }
             let until = in_force.map_or(started + PATIENCE, |at| at + AFTERWARDS);
