@@ -27,8 +27,9 @@ pub const CULPRIT_UNATTRIBUTED: u32 = 2;
 /// The first culprit column that the agent may give to a group.
 pub const FIRST_CULPRIT: u32 = 3;
 
-/// Segments that each CPU remembers: how far back blame can look.
-pub const SEGMENTS: usize = 8;
+/// Segments that each CPU remembers: how far back blame can look. Sixteen: where BE and a busy LS group take turns of 3 ms
+/// and 1 ms, that is 30 ms.
+pub const SEGMENTS: usize = 16;
 
 /// Where a cgroup's counters are: slot, victim row and culprit column in one word, so that it is read and written whole.
 #[repr(transparent)]
@@ -303,7 +304,7 @@ impl Drop {
 
 const _: () = {
     assert!(size_of::<Segment>() == 16);
-    assert!(size_of::<Cpu>() == 192);
+    assert!(size_of::<Cpu>() == 320);
     assert!(size_of::<Wait>() == 416);
     assert!(size_of::<Requests>() == 424);
     assert!(size_of::<InFlight>() == 512);

@@ -27,8 +27,10 @@ pub fn run_queue_wait(ctx: BtfTracePointContext) -> i32 {
 
     let place = next.place();
     let current = *segments.current();
+    let goes_on = place == current.place;
     // The first segment of each CPU has no beginning.
-    if current.since_ns != 0
+    if !goes_on
+        && current.since_ns != 0
         && let Some(ran) = cpu.wait(current.place.slot())
     {
         ran.on_cpu_ns += now_ns.saturating_sub(current.since_ns);
@@ -40,8 +42,10 @@ pub fn run_queue_wait(ctx: BtfTracePointContext) -> i32 {
         }
     }
 
-    segments.head += 1;
-    segments.segments[segments.head as usize % SEGMENTS] = Segment { since_ns: now_ns, place };
+    if !goes_on {
+        segments.head += 1;
+        segments.segments[segments.head as usize % SEGMENTS] = Segment { since_ns: now_ns, place };
+    }
     0
 }
 

@@ -19,8 +19,10 @@ const THROTTLED: f64 = 0.05;
 pub const STEAL_MAX: f64 = 0.05;
 /// The part of BE's blame that must be covered before the others are let off.
 const CULPRITS: f64 = 0.8;
-/// What was heard fades with this time constant.
-const FADES: Duration = Duration::from_secs(1);
+/// What was heard fades with this time constant, and with the shorter one where slow ones came thick just now: what the
+/// victim waited for before that has nothing to do with it.
+pub const FADES: Duration = Duration::from_secs(1);
+pub const FADES_SOON: Duration = Duration::from_millis(30);
 
 /// The verdict on one missed objective.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -114,6 +116,8 @@ pub struct Evidence {
     pub waited_for_own: f64,
     pub waited_for_ls: f64,
     pub waited_for_others: f64,
+    /// Waited for longer than the CPUs remember, so that nobody can be named. It speaks neither for nor against anybody.
+    pub waited_for_unknown: f64,
     /// Share of the time that its own quota took.
     pub throttled: Option<f64>,
     pub steal: Option<f64>,
@@ -162,40 +166,51 @@ pub fn of_memory_stalls(victim: GroupId, user: Option<GroupId>, is_be: impl Fn(G
 }
 
 /// Who one victim waited for lately, in seconds, and how many slow ones it had. Both fade.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Waited {
+    fades: Duration,
+    /// What is left at the end of a stretch of time of what came evenly over it.
+    left: f64,
     by: BTreeMap<Culprit, f64>,
     slow: f64,
 }
 
 impl Waited {
-    /// Lets what was heard fade.
+    /// What is heard fades with this time constant.
+    pub const fn fading(fades: Duration) -> Self {
+        Self { fades, left: 1.0, by: BTreeMap::new(), slow: 0.0 }
+    }
+
+    /// Lets what was heard fade. What is added next came in the time that elapsed.
     pub fn fade(&mut self, elapsed: Duration) {
-        let kept = kept(elapsed, FADES);
+        let kept = kept(elapsed, self.fades);
+        let periods = elapsed.div_duration_f64(self.fades);
+        self.left = if periods > 0.0 { (1.0 - kept) / periods } else { 1.0 };
         self.slow *= kept;
         self.by.values_mut().for_each(|seconds| *seconds *= kept);
     }
 
     /// Adds slow ones.
     pub fn add_slow(&mut self, slow: u64) {
-        self.slow += slow as f64;
+        self.slow += slow as f64 * self.left;
     }
 
     /// Adds waits.
     pub fn add(&mut self, culprit: Culprit, waited: Duration) {
-        *self.by.entry(culprit).or_default() += waited.as_secs_f64();
+        *self.by.entry(culprit).or_default() += waited.as_secs_f64() * self.left;
     }
 
     /// As evidence; `is_be` tells BE groups from LS groups.
     pub fn evidence(&self, victim: GroupId, is_be: impl Fn(GroupId) -> bool) -> Evidence {
-        let scale = 1.0 / FADES.as_secs_f64();
+        let scale = 1.0 / self.fades.as_secs_f64();
         let mut evidence = Evidence { slow_hz: self.slow * scale, ..Evidence::default() };
         for (culprit, seconds) in &self.by {
             let waited = match culprit {
                 Culprit::Group(group) if is_be(*group) => &mut evidence.waited_for_be,
                 Culprit::Group(group) if *group == victim => &mut evidence.waited_for_own,
                 Culprit::Group(_) => &mut evidence.waited_for_ls,
-                Culprit::Other | Culprit::Idle | Culprit::Unattributed => &mut evidence.waited_for_others,
+                Culprit::Other | Culprit::Idle => &mut evidence.waited_for_others,
+                Culprit::Unattributed => &mut evidence.waited_for_unknown,
             };
             *waited += seconds * scale;
         }
@@ -238,6 +253,7 @@ mod tests {
         waited_for_own: 0.01,
         waited_for_ls: 0.0,
         waited_for_others: 0.0,
+        waited_for_unknown: 0.0,
         throttled: None,
         steal: Some(0.0),
         effect: None,
@@ -252,6 +268,8 @@ mod tests {
             (BAD, Cause::Unknown),
             (Evidence { waited_for_be: 0.3, ..BAD }, Cause::BeCpu),
             (Evidence { waited_for_be: 0.3, waited_for_own: 0.9, ..BAD }, Cause::OwnLoad),
+            (Evidence { waited_for_be: 0.3, waited_for_unknown: 0.9, ..BAD }, Cause::BeCpu),
+            (Evidence { waited_for_unknown: 0.9, ..BAD }, Cause::Unknown),
             (Evidence { waited_for_own: 0.2, ..BAD }, Cause::OwnLoad),
             (Evidence { waited_for_ls: 0.2, ..BAD }, Cause::OtherLs),
             (Evidence { waited_for_others: 0.2, ..BAD }, Cause::System),
@@ -266,7 +284,7 @@ mod tests {
 
     #[test]
     fn the_worst_are_named_until_they_cover_most_of_the_blame() {
-        let mut waited = Waited::default();
+        let mut waited = Waited::fading(FADES);
         for (group, ms) in [(1, 700), (2, 200), (3, 100), (9, 5_000)] {
             waited.add(Culprit::Group(GroupId(group)), Duration::from_millis(ms));
         }

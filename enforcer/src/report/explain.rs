@@ -59,6 +59,7 @@ fn waits(evidence: &Evidence) -> String {
         ("itself", evidence.waited_for_own),
         ("other LS", evidence.waited_for_ls),
         ("others", evidence.waited_for_others),
+        ("somebody it is not known who", evidence.waited_for_unknown),
     ];
     let mut text = String::new();
     for (whom, seconds) in waited.into_iter().filter(|(_, seconds)| *seconds >= 1e-4) {

@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _},
     os::fd::AsFd,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -39,6 +39,14 @@ impl Process {
 
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Where the child reads from. Its standard input must be piped.
+    ///
+    /// # Errors
+    /// Where it was taken already.
+    pub fn input(&mut self) -> Result<ChildStdin> {
+        self.child.stdin.take().context("BUG: standard input is not piped")
     }
 
     /// The first line that the child prints, such as the address it listens on. Its standard output must be piped.

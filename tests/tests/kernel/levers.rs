@@ -14,7 +14,10 @@ use enforcer_rig::sandbox::Group;
 use enforcer_tests::agent::{Agent, PATIENCE};
 use rustix::process::Signal;
 
-use crate::scene::{Scene, report, rounds, wait_until_back};
+use crate::{
+    out_of_memory::OutOfMemory,
+    scene::{Scene, by_signal, report, rounds, wait_until_back},
+};
 
 /// A freeze lasts tens of milliseconds; a slow machine may see it late.
 const FROZEN_AT_MOST: Duration = Duration::from_millis(500);
@@ -103,13 +106,18 @@ pub fn freeze() -> Result<()> {
     Ok(())
 }
 
-/// Whatever ends the agent while BE is frozen, BE is thawed.
-fn thawed_after(name: &str, signal: Signal) -> Result<()> {
+/// Whatever ends the agent while BE is frozen, BE is thawed. `prepare` comes before, `death` when it is frozen.
+fn thawed_after<T>(
+    name: &str,
+    prepare: impl Fn(&Scene, &Agent) -> Result<T>,
+    death: impl Fn(&mut T, &mut Agent) -> Result<Instant>,
+) -> Result<()> {
     let mut scene = Scene::new(name)?;
     let owners = scene.set_owners_limit()?;
     let mut took = Vec::new();
     for _ in 0..rounds() {
         let mut agent = Agent::start(&scene.files, &scene.policy_with("freeze, quota"), &[])?;
+        let mut prepared = prepare(&scene, &agent)?;
         sleep(Duration::from_secs(3));
         scene.start_antagonist()?;
         let until = Instant::now() + PATIENCE;
@@ -117,12 +125,13 @@ fn thawed_after(name: &str, signal: Signal) -> Result<()> {
             ensure!(Instant::now() < until, "BE was never frozen");
             sleep(Duration::from_micros(200));
         }
-        let begun = Instant::now();
-        agent.process.signal(signal)?;
+        let begun = death(&mut prepared, &mut agent)?;
         wait_until_back(begun, "0", || text(&scene.be, "cgroup.freeze"))?;
         let restored = scene.wait_until_restored(&owners, begun);
         // Ends what was only stopped.
-        agent.process.signal(Signal::KILL)?;
+        if agent.process.is_running() {
+            agent.process.signal(Signal::KILL)?;
+        }
         took.push(restored?);
         agent.process.terminate(PATIENCE)?;
         scene.antagonist = None;
@@ -132,9 +141,13 @@ fn thawed_after(name: &str, signal: Signal) -> Result<()> {
 }
 
 pub fn killed_while_frozen() -> Result<()> {
-    thawed_after("thaw", Signal::KILL)
+    thawed_after("thaw", |_, _| Ok(()), by_signal(Signal::KILL))
 }
 
 pub fn stopped_while_frozen() -> Result<()> {
-    thawed_after("thaw-stop", Signal::STOP)
+    thawed_after("thaw-stop", |_, _| Ok(()), by_signal(Signal::STOP))
+}
+
+pub fn out_of_memory_while_frozen() -> Result<()> {
+    thawed_after("thaw-oom", OutOfMemory::prepare, OutOfMemory::strike)
 }

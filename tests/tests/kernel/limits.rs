@@ -23,7 +23,10 @@ use enforcer_rig::{
 use enforcer_tests::agent::{Agent, Files, PATIENCE, enforcer};
 use rustix::process::Signal;
 
-use crate::scene::{Scene, report, rounds};
+use crate::{
+    out_of_memory::OutOfMemory,
+    scene::{Scene, by_signal, report, rounds},
+};
 
 pub fn squeeze() -> Result<()> {
     let mut scene = Scene::new("squeeze")?;
@@ -108,21 +111,33 @@ pub fn kill_9() -> Result<()> {
 }
 
 /// The guardian restores what a killed agent left behind, and nobody has to start anything.
-pub fn guardian_after_kill() -> Result<()> {
-    let mut scene = Scene::new("guardian")?;
+fn guardian_after<T>(
+    name: &str,
+    prepare: impl Fn(&Scene, &Agent) -> Result<T>,
+    death: impl Fn(&mut T, &mut Agent) -> Result<Instant>,
+) -> Result<()> {
+    let mut scene = Scene::new(name)?;
     let owners = scene.set_owners_limit()?;
     let mut took = Vec::new();
     for _ in 0..rounds() {
         let mut agent = scene.squeezed()?;
         ensure!(scene.be.cpu_limit()? != owners, "not squeezed");
-        let begun = Instant::now();
-        agent.process.signal(Signal::KILL)?;
+        let mut prepared = prepare(&scene, &agent)?;
+        let begun = death(&mut prepared, &mut agent)?;
         took.push(scene.wait_until_restored(&owners, begun)?);
         agent.process.terminate(PATIENCE)?;
         scene.antagonist = None;
     }
     report(&took);
     Ok(())
+}
+
+pub fn guardian_after_kill() -> Result<()> {
+    guardian_after("guardian", |_, _| Ok(()), by_signal(Signal::KILL))
+}
+
+pub fn guardian_after_oom_kill() -> Result<()> {
+    guardian_after("guardian-oom", OutOfMemory::prepare, OutOfMemory::strike)
 }
 
 /// The guardian takes the limits off when the agent is stopped; the agent goes on when it is continued, and restores at

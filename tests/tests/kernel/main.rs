@@ -6,6 +6,7 @@ mod limits;
 mod memory;
 mod memory_high;
 mod network;
+mod out_of_memory;
 mod requests;
 mod scene;
 mod servers;
@@ -113,6 +114,11 @@ fn agent_trials() -> Vec<Trial> {
             limits::guardian_after_kill,
         ),
         trial(
+            "the_guardian_restores_what_an_agent_left_that_ran_out_of_memory",
+            &[Root, Probes, TwoCpus, Memory],
+            limits::guardian_after_oom_kill,
+        ),
+        trial(
             "the_guardian_takes_limits_off_while_the_agent_is_stopped",
             &[Root, Probes, TwoCpus],
             limits::guardian_after_stop,
@@ -147,6 +153,11 @@ fn agent_trials() -> Vec<Trial> {
             "be_is_thawed_when_the_agent_is_killed",
             &[Root, Probes, TwoCpus, RealCpus],
             levers::killed_while_frozen,
+        ),
+        trial(
+            "be_is_thawed_when_the_agent_runs_out_of_memory",
+            &[Root, Probes, TwoCpus, RealCpus, Memory],
+            levers::out_of_memory_while_frozen,
         ),
         trial(
             "be_is_thawed_when_the_agent_is_stopped",

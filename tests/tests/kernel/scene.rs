@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use enforcer_rig::{
     process::{Process, piped, workload, workload_in},
     sandbox::{Group, Sandbox},
@@ -17,6 +17,7 @@ use enforcer_tests::{
     agent::{Agent, Files},
     needs::slowness,
 };
+use rustix::process::Signal;
 
 /// How soon the owner's values must be back after a crash. An emulated CPU is given more time: `ENFORCER_TEST_SLOWNESS`
 /// times as much.
@@ -32,7 +33,7 @@ pub struct Scene {
     pub ls: Group,
     pub be: Group,
     pub files: Files,
-    sandbox: Sandbox,
+    pub sandbox: Sandbox,
 }
 
 impl Scene {
@@ -78,6 +79,7 @@ impl Scene {
     /// Waits until the owner's quota is back. How long it took.
     pub fn wait_until_restored(&self, owners: &str, begun: Instant) -> Result<Duration> {
         wait_until_back(begun, owners, || self.be.cpu_limit())
+            .with_context(|| format!("the agent's log:\n{}", self.files.log().unwrap_or_default()))
     }
 
     pub fn start_antagonist(&mut self) -> Result<()> {
@@ -121,6 +123,14 @@ pub fn wait_until_back(
             begun.elapsed()
         );
         sleep(Duration::from_millis(5));
+    }
+}
+
+/// Ends or stops an agent, which needs no preparation.
+pub fn by_signal(signal: Signal) -> impl Fn(&mut (), &mut Agent) -> Result<Instant> {
+    move |(), agent| {
+        let begun = Instant::now();
+        agent.process.signal(signal).map(|()| begun)
     }
 }
 

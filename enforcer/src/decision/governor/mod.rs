@@ -160,15 +160,17 @@ impl Governor {
     fn react(&mut self, watched: usize) -> Option<Phase> {
         let objective = &self.objectives[watched];
         let alarm = objective.alarm;
-        if !(alarm.is_on() || alarm.is_sudden()) || objective.waits_for_retry(self.taken_at, self.be_cores())
-        {
+        if !(alarm.is_on() || alarm.is_sudden()) {
             return None;
         }
-        if let Some(phase) = self.blame(watched) {
+        let waits = objective.waits_for_retry(self.taken_at, self.be_cores());
+        // A trial without effect contradicts blame. One in which the objective was met says nothing of what changed since.
+        let may_blame = !waits || objective.retry().is_some_and(|retry| retry.effect.is_met_with_be());
+        if may_blame && let Some(phase) = self.blame(watched) {
             return Some(phase);
         }
         // What follows costs BE something on less than the kernel's word.
-        if !alarm.lasts() || !self.be_runs() {
+        if waits || !alarm.lasts() || !self.be_runs() {
             return None;
         }
         self.remember(watched).or_else(|| self.try_without_be(watched))

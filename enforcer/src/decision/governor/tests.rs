@@ -387,6 +387,34 @@ fn a_trial_of_be_that_ends_meanwhile_proves_nothing() {
 }
 
 #[test]
+fn waits_of_a_busy_past_do_not_hide_who_struck() {
+    let mut governor = Governor::new(&policy(1), Mode::Enforce);
+    let own = |ms| Blame { culprit: Culprit::Group(GroupId(0)), ..blamed(0, ms) };
+    for tick in 1..=10 {
+        let (groups, blame) = (vec![web(100, 0), batch(0.5)], vec![own(80)]);
+        governor.decide(&Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, blame });
+    }
+    let taken_at = TICK * 10 + Duration::from_millis(12);
+    let (groups, blame) = (vec![web(10, 5), batch(0.5)], vec![own(9), blamed(1, 30)]);
+    let plan = governor.decide(&Snapshot { taken_at, steal: Some(0.0), groups, blame });
+    assert_eq!(plan.reason.label(), "squeeze", "{plan:?}");
+}
+
+#[test]
+fn a_trial_in_which_the_objective_was_met_does_not_hide_who_struck() {
+    let mut node = Node::new(Mode::Enforce);
+    node.run(5, 0.3, |_| 5.0);
+    node.run(1, 0.3, |_| 200.0);
+    node.run(9, 0.3, |_| 2.0);
+    assert!(node.reasons.contains(&"trial") && node.limit.is_none(), "{:?}", node.reasons);
+    assert!(node.governor.objectives[0].retry().is_some_and(|retry| retry.effect.is_met_with_be()));
+    let taken_at = TICK * node.ticks + Duration::from_millis(12);
+    let (groups, blame) = (vec![web(10, 5), batch(0.3)], vec![blamed(1, 30)]);
+    let plan = node.governor.decide(&Snapshot { taken_at, steal: Some(0.0), groups, blame });
+    assert_eq!(plan.reason.label(), "squeeze", "{plan:?}");
+}
+
+#[test]
 fn a_be_that_hurts_within_the_objective_loses_next_to_nothing() {
     let mut node = Node::new(Mode::Enforce);
     // Half a percent slow beside BE, none without it; a burst of the host's own every half a minute.

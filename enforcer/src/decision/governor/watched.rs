@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     decision::{
         alarm::Alarm,
-        cause::{self, Cause, Evidence, Waited},
+        cause::{self, Cause, Evidence, FADES, FADES_SOON, Waited},
         plan::Objective,
         trial::Effect,
     },
@@ -35,6 +35,8 @@ pub struct Watched {
     promise: Option<Promise>,
     pub alarm: Alarm,
     waited: Waited,
+    /// The same of the last moments.
+    lately: Waited,
     throttled: Option<f64>,
     steal: Option<f64>,
     /// Who is likely to use the memory that the victim lacks.
@@ -62,7 +64,8 @@ impl Watched {
             promised,
             promise: promised,
             alarm: Alarm::default(),
-            waited: Waited::default(),
+            waited: Waited::fading(FADES),
+            lately: Waited::fading(FADES_SOON),
             throttled: None,
             steal: None,
             memory_user: None,
@@ -81,7 +84,9 @@ impl Watched {
 
     /// Takes in a snapshot. `spoilt`: what was counted says nothing.
     pub fn observe(&mut self, node: &Snapshot, elapsed: Duration, spoilt: bool) {
-        self.waited.fade(elapsed);
+        for waited in [&mut self.waited, &mut self.lately] {
+            waited.fade(elapsed);
+        }
         let group = &node.groups[self.objective.victim.0];
         let learned = group.learned.threshold(self.objective.signal);
         self.promise = self.promised.or(learned.map(Promise::P99));
@@ -100,10 +105,17 @@ impl Watched {
             return;
         }
         self.alarm.observe(tally, elapsed);
-        self.waited.add_slow(tally.slow);
-        for blame in node.blame.iter().filter(|blame| blame.victim == self.objective.victim) {
-            self.waited.add(blame.culprit, blame.waited);
+        for waited in [&mut self.waited, &mut self.lately] {
+            waited.add_slow(tally.slow);
+            for blame in node.blame.iter().filter(|blame| blame.victim == self.objective.victim) {
+                waited.add(blame.culprit, blame.waited);
+            }
         }
+    }
+
+    /// What it waited for when slow ones came.
+    const fn evident(&self) -> &Waited {
+        if self.alarm.is_sudden() { &self.lately } else { &self.waited }
     }
 
     /// Why it is missed, if it is, and what that rests on.
@@ -112,7 +124,7 @@ impl Watched {
             throttled: self.throttled,
             steal: self.steal,
             effect: self.retry.map(|retry| retry.effect),
-            ..self.waited.evidence(self.objective.victim, &is_be)
+            ..self.evident().evidence(self.objective.victim, &is_be)
         };
         let cause = match self.promise {
             Some(Promise::P99(threshold)) => evidence.cause(threshold),
@@ -126,12 +138,12 @@ impl Watched {
 
     /// Of these groups, those that the victim waited for.
     pub fn culprits(&self, among: impl Iterator<Item = GroupId>) -> Vec<GroupId> {
-        self.waited.culprits(among)
+        self.evident().culprits(among)
     }
 
     /// Seconds that the victim waited lately for a group.
     pub fn waited_for(&self, group: GroupId) -> f64 {
-        self.waited.for_group(group)
+        self.evident().for_group(group)
     }
 
     pub const fn retry(&self) -> Option<Retry> {
