@@ -68,6 +68,14 @@ enum What {
         #[arg(long, default_value_t = 12)]
         rounds: u32,
     },
+    /// Whether BE is left alone where nothing changes, and where LS is slow for reasons of its own.
+    Rest {
+        #[command(flatten)]
+        output: Output,
+        /// How long each of the four scenes is watched, a minute to converge not counted.
+        #[arg(long, default_value_t = 10)]
+        minutes: u32,
+    },
     /// What LS and BE get side by side: under enforcer, stock and equal weights, static quotas and Koordinator's rule.
     ///
     /// `--help` tells the options once it is built.
@@ -111,6 +119,7 @@ pub fn run(args: &Args) -> Result<()> {
             let (windows, rounds) = (windows.to_string(), rounds.to_string());
             (output, figures(&["latency", "--windows", &windows, "--rounds", &rounds])?)
         }
+        What::Rest { output, minutes } => (output, figures(&["rest", "--minutes", &minutes.to_string()])?),
         What::Loop { options } => {
             let mut bench = bench()?;
             return wait_for(Process::start(NAME, bench.arg("loop").args(options))?);

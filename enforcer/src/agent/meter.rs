@@ -49,8 +49,10 @@ const IDLE_SHARE: u32 = 10;
 
 /// Who ran while a group waited is told for so long after its last slow one.
 const HOT: Duration = Duration::from_secs(1);
-/// What its own quota took, for so long.
+/// For so long after that, it is looked at every second how much the group's own quota takes; of the others, at one in so
+/// many.
 const THROTTLING: Duration = Duration::from_secs(10);
+const CALM_LOOKS: u64 = 16;
 /// Cells of the blame table that are read in one tick at most, per CPU: some 0.1 ms.
 const BLAME_CELLS: usize = 16 << 10;
 
@@ -427,12 +429,15 @@ impl Meter {
         self.groups[group.0].levers = levers;
     }
 
-    /// Looks how much the own quotas of groups in trouble take from them. Once a second: the files are many.
+    /// Looks how much the own quotas of groups in trouble take from them. Once a second, and less often at the others: the
+    /// files are many, and trouble must not find that nothing is known.
     pub fn look_at_throttling(&mut self, now: Duration, mounts: &Mounts) {
         let hierarchy = mounts.cpu_hierarchy();
         for place in 0..self.groups.len() {
-            if self.groups[place].class == Class::BE || now >= self.groups[place].hot_until + THROTTLING {
-                self.groups[place].throttling = Throttling::default();
+            let group = &self.groups[place];
+            let is_calm = now >= group.hot_until + THROTTLING && group.throttling.looked.is_some();
+            let is_its_turn = (now.as_secs() + place as u64).is_multiple_of(CALM_LOOKS);
+            if group.class == Class::BE || (is_calm && !is_its_turn) {
                 continue;
             }
             let directories = self.directories_of(GroupId(place), hierarchy);
@@ -441,10 +446,13 @@ impl Meter {
             });
             let time: Duration = times.sum();
             let throttling = &mut self.groups[place].throttling;
-            let last = throttling.looked.replace((now, time));
-            throttling.share = last.filter(|(at, _)| *at < now).map(|(at, before)| {
-                time.saturating_sub(before).div_duration_f64(now.saturating_sub(at)).min(1.0)
-            });
+            let last = throttling.looked.replace((now, time)).filter(|(at, _)| *at < now);
+            throttling.share = match last {
+                Some((at, before)) => {
+                    Some(time.saturating_sub(before).div_duration_f64(now.saturating_sub(at)).min(1.0))
+                }
+                None => time.is_zero().then_some(0.0),
+            };
         }
     }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{plan::Objective, trial::Effect};
 use crate::{
     model::{Culprit, GroupId},
-    signal::average::kept,
+    signal::{average::kept, tally::ALLOWED},
 };
 
 /// Waiting for somebody explains slow ones if it took this part of the objective for each of them. Half: the rest of a
@@ -15,6 +15,9 @@ use crate::{
 const EXPLAINS: f64 = 0.5;
 /// A group that its own quota stops for so much of the time need not look further.
 const THROTTLED: f64 = 0.05;
+/// One that its own quota stops for more of the time than it may have slow ones waits while others run, whom that does not
+/// make guilty: its tasks count as runnable. Only a trial tells.
+const THROTTLED_SOMEWHAT: f64 = ALLOWED;
 /// Steal above this share of the node spoils what was counted meanwhile.
 pub const STEAL_MAX: f64 = 0.05;
 /// The part of BE's blame that must be covered before the others are let off.
@@ -135,14 +138,15 @@ impl Evidence {
             (self.waited_for_others, Cause::System),
         ];
         let (most, who) = others.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).expect("BUG: three of them");
-        let explains = |waited: f64| self.slow_hz > 0.0 && waited >= enough;
+        let throttled = |share| self.throttled.is_some_and(|found| found >= share);
+        let explains = |waited: f64| self.slow_hz > 0.0 && waited >= enough && !throttled(THROTTLED_SOMEWHAT);
         if self.steal.is_some_and(|steal| steal > STEAL_MAX) {
             Cause::Steal
         } else if explains(self.waited_for_be) && self.waited_for_be >= most / 2.0 {
             Cause::BeCpu
         } else if self.effect.is_some_and(Effect::is_harm) {
             Cause::BeCache
-        } else if self.throttled.is_some_and(|share| share >= THROTTLED) {
+        } else if throttled(THROTTLED) {
             Cause::OwnQuota
         } else if explains(most) {
             who
@@ -274,6 +278,8 @@ mod tests {
             (Evidence { waited_for_ls: 0.2, ..BAD }, Cause::OtherLs),
             (Evidence { waited_for_others: 0.2, ..BAD }, Cause::System),
             (Evidence { throttled: Some(0.3), ..BAD }, Cause::OwnQuota),
+            (Evidence { throttled: Some(0.3), waited_for_be: 0.9, ..BAD }, Cause::OwnQuota),
+            (Evidence { throttled: Some(0.02), waited_for_be: 0.9, ..BAD }, Cause::Unknown),
             (Evidence { effect: Some(helped), ..BAD }, Cause::BeCache),
             (Evidence { effect: Some(did_not_help), ..BAD }, Cause::OwnLoad),
             (Evidence { steal: Some(0.2), waited_for_be: 0.3, ..BAD }, Cause::Steal),

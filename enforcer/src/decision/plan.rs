@@ -115,13 +115,13 @@ impl Reason {
             Self::Met => "no objective is missed".to_owned(),
             Self::NoBe { objective } => format!("{}, but no BE runs", missed(objective)),
             Self::NoHelp { objective, effect, retry_at, .. } if effect.is_met_with_be() => format!(
-                "{}, but met it while BE ran in a trial ({}); tried again after {:.0} s",
+                "{}, but met it while BE ran in a trial ({}); not tried again before second {:.0}",
                 missed(objective),
                 comparison(effect),
                 retry_at.as_secs_f64()
             ),
             Self::NoHelp { objective, cause, effect, retry_at } => format!(
-                "{}, but stopping BE did not help ({}): it suffers from {}; tried again after {:.0} s",
+                "{}, but stopping BE did not help ({}): it suffers from {}; not tried again before second {:.0}",
                 missed(objective),
                 comparison(effect),
                 cause.words(),
@@ -130,13 +130,19 @@ impl Reason {
             Self::Trial { objective } => {
                 format!("{}: finding out whether BE is the cause", missed(objective))
             }
-            Self::Squeeze { objective, share, proof } => format!(
-                "BE made {} miss its {} objective ({}); it keeps {:.0} % of what it wants above its floor",
-                name(objective.victim),
-                objective.signal,
-                proven(proof),
-                share * 100.0
-            ),
+            Self::Squeeze { objective, share, proof } => {
+                let kept = if *share >= 1.0 {
+                    "no quota holds it back now".to_owned()
+                } else {
+                    format!("it keeps {:.0} % of what it wants above its floor", share * 100.0)
+                };
+                let victim = name(objective.victim);
+                format!(
+                    "BE made {victim} miss its {} objective ({}); {kept}",
+                    objective.signal,
+                    proven(proof)
+                )
+            }
             Self::Shadow { objective, cause, takes_cores } => {
                 let would = if *cause == Cause::BeCpu {
                     format!("BE would lose up to {takes_cores:.2} cores")

@@ -8,6 +8,7 @@ mod latency;
 mod r#loop;
 mod probe;
 mod reaction;
+mod rest;
 
 use std::process::ExitCode;
 
@@ -27,6 +28,8 @@ enum Benchmark {
     Reaction(reaction::Args),
     /// Latency in the kernel beside the client's, and what measuring it costs.
     Latency(latency::Args),
+    /// Whether BE is left alone where nothing changes, and where it is not to blame.
+    Rest(rest::Args),
     /// What LS and BE get side by side, under enforcer and under what it could be replaced with.
     Loop(r#loop::Args),
 }
@@ -41,6 +44,7 @@ fn run(benchmark: Benchmark) -> Result<()> {
         Benchmark::Agent(args) => agent::run(&args)?,
         Benchmark::Reaction(args) => reaction::run(&args)?,
         Benchmark::Latency(args) => latency::run(&args)?,
+        Benchmark::Rest(args) => rest::run(&args)?,
         Benchmark::Loop(args) => return r#loop::run(&args),
     };
     println!("{json:#}");
