@@ -64,7 +64,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// How often where the agent costs too much, while nothing is wrong. Onsets are looked into at once all the same.
 const SLOW_TICK: Duration = Duration::from_millis(250);
 /// Between a look and one that an onset asks for, at least.
-const EARLY: Duration = Duration::from_millis(3);
+const EARLY: Duration = Duration::from_millis(1);
 /// How often the ledger is brought up to date.
 const REPORT: Duration = Duration::from_secs(1);
 /// A guardian holds the journal for a moment when it looks after a dead agent's limits.
