@@ -90,7 +90,7 @@ fn nginx_configuration(scratch: &Path, address: SocketAddr) -> Result<PathBuf> {
     let scratch = scratch.display();
     let text = format!(
         "daemon off; worker_processes {NGINX_WORKERS}; error_log {scratch}/nginx.log; pid {scratch}/nginx.pid;\n\
-         events {{ worker_connections 512; }}\n\
+         events {{ worker_connections 1000; }}\n\
          http {{ access_log off; keepalive_requests 1000000000; client_body_temp_path {scratch};\n\
          proxy_temp_path {scratch}; fastcgi_temp_path {scratch}; uwsgi_temp_path {scratch}; scgi_temp_path {scratch};\n\
          server {{ listen {address}; location / {{ return 200 \"{}\"; }} }} }}\n",

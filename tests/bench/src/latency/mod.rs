@@ -1,10 +1,8 @@
 //! `bench latency`: does the latency that the probes see follow what clients see, and what does seeing it cost?
 //!
-//! For each server: windows of rising interference, in which the client's percentiles stand beside those of the probes'
-//! histogram, once at a rate that the server can serve beside the worst of it and once as fast as it can; then rounds at
-//! saturation with and without the agent, in turns.
+//! For each server, as fast as it can: windows of rising interference, in which the client's percentiles stand beside those
+//! that the agent shows; then rounds with and without the agent, in turns.
 
-mod histogram;
 mod rank;
 
 use std::{fs::File, net::SocketAddr, path::Path, time::Duration};
@@ -12,7 +10,7 @@ use std::{fs::File, net::SocketAddr, path::Path, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
 use enforcer_rig::{
-    agent::{self, Agent, wait_until},
+    agent::{self, Agent},
     antagonist::Antagonist,
     arrivals::Profile,
     cast,
@@ -24,13 +22,11 @@ use enforcer_rig::{
     spread::Spread,
     work::Work,
 };
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use self::{histogram::Histogram, rank::spearman};
-use crate::{
-    compared,
-    r#loop::{calibration::sane_hz, stage::open_loop},
-};
+use self::rank::spearman;
+use crate::{compared, r#loop::stage::open_loop};
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -40,8 +36,8 @@ pub struct Args {
     /// Windows of rising interference; 0 leaves them out.
     #[arg(long, default_value_t = 24)]
     windows: u32,
-    /// Length of a window.
-    #[arg(long, default_value_t = 5)]
+    /// Length of a window: longer than what the agent shows reaches back, which is ten seconds.
+    #[arg(long, default_value_t = 12)]
     seconds: u32,
     /// Rounds at saturation, each once with and once without the agent.
     #[arg(long, default_value_t = 12)]
@@ -50,17 +46,16 @@ pub struct Args {
 
 /// Of one turn at saturation.
 const TURN_SECONDS: u32 = 3;
-/// Of its capacity, a server can do so much beside a BE that weighs as much: less than half of the node is left to it and its
-/// client.
-const BEARABLE: f64 = 0.15;
-/// So that no request must wait for a connection, which only the client would see.
-const CONNECTIONS: usize = 512;
-/// Requests under way at once at saturation.
-const SATURATING_CONNECTIONS: usize = 16;
-/// Of the period of BE's quota.
-const PERIOD: Duration = Duration::from_millis(100);
-/// Interference of the first window, in cores: as good as none.
-const LEAST_CORES: f64 = 0.02;
+/// Requests under way at once.
+const CONNECTIONS: usize = 32;
+/// BE takes turns with LS, and weighs so much that its turns are as long as its quota in each period: the least quota that a
+/// kernel takes at first, all CPUs at the end. In each turn all requests under way are late, and with such short periods those
+/// are more than one in a hundred.
+const PERIOD: Duration = Duration::from_millis(4);
+const LEAST_CORES: f64 = 0.25;
+const BE_SHARES: u32 = 10 * cast::LS_SHARES;
+/// For the agent to report.
+const REPORTED: Duration = Duration::from_millis(1_200);
 /// An objective that nobody misses: nothing is to be squeezed here.
 const SLO: Duration = Duration::from_secs(5);
 const FLOOR_MILLI_CORES: u32 = 100;
@@ -72,24 +67,11 @@ pub fn run(args: &Args) -> Result<Value> {
         if args.windows == 0 {
             return Ok(json!({ "server": server.name(), "cost": cost(&stage, args)? }));
         }
-        let capacity_hz = sane_hz(|load| stage.load(Load { protocol: server.protocol(), ..*load }))?;
-        let rate = capacity_hz * BEARABLE;
-        eprintln!("{} serves {capacity_hz:.0} requests/s", server.name());
-        eprintln!("  at {rate:.0} requests/s, whatever comes of them");
-        let load = || Load { connections: CONNECTIONS, ..open_loop(Profile::constant(rate), args.seconds) };
-        let steady = windows(&stage, args, |_| load())?;
-        eprintln!("  as fast as it can");
-        let fastest = windows(&stage, args, |window| stage.saturating(window, args.seconds))?;
-        eprintln!("  as fast as it can, with different things attached");
+        eprintln!("{} as fast as it can", server.name());
+        let followed = windows(&stage, args)?;
+        eprintln!("  with different things attached");
         let cost = cost(&stage, args)?;
-        Ok(json!({
-            "server": server.name(),
-            "capacity_hz": capacity_hz,
-            "rate_hz": rate,
-            "at_a_steady_rate": steady,
-            "as_fast_as_it_can": fastest,
-            "cost": cost,
-        }))
+        Ok(json!({ "server": server.name(), "followed": followed, "cost": cost }))
     });
     Ok(json!({ "seconds": args.seconds, "servers": rows.collect::<Result<Vec<Value>>>()? }))
 }
@@ -111,8 +93,7 @@ impl Stage {
         let scratch = tempfile::Builder::new().prefix("enforcer-latency-").tempdir()?;
         let sandbox = Sandbox::new("enforcer-latency")?;
         let ls = sandbox.group("ls", cast::LS_SHARES)?;
-        // Weighs as much as LS, so that interference shows.
-        let be = sandbox.group("be", cast::LS_SHARES)?;
+        let be = sandbox.group("be", BE_SHARES)?;
         let (process, address) = server.start(&ls, scratch.path())?;
         Ok(Self { server, process, address, ls, be, sandbox, scratch })
     }
@@ -137,7 +118,7 @@ impl Stage {
     fn saturating(&self, round: u32, seconds: u32) -> Load {
         Load {
             saturate: true,
-            connections: SATURATING_CONNECTIONS,
+            connections: CONNECTIONS,
             protocol: self.server.protocol(),
             seed: u64::from(round) + 1,
             ..open_loop(Profile::constant(1.0), seconds)
@@ -152,9 +133,38 @@ impl Drop for Stage {
     }
 }
 
+/// As much of the agent's status as is needed here.
+#[derive(Deserialize)]
+struct Status {
+    window_seconds: f64,
+    groups: Vec<GroupStatus>,
+}
+
+#[derive(Deserialize)]
+struct GroupStatus {
+    name: String,
+    requests: Option<Requests>,
+}
+
+/// Of the last seconds.
+#[derive(Deserialize)]
+struct Requests {
+    p50_seconds: Option<f64>,
+    p99_seconds: Option<f64>,
+}
+
+impl Status {
+    fn requests(self, server: Service) -> Result<(f64, f64)> {
+        let ls = self.groups.into_iter().find(|group| group.name == "ls");
+        let requests = ls.and_then(|ls| ls.requests);
+        let found = requests.and_then(|requests| Some((requests.p50_seconds? * 1e6, requests.p99_seconds? * 1e6)));
+        found.with_context(|| format!("the probes saw no request of {}", server.name()))
+    }
+}
+
 /// Client and probes side by side, window by window.
-fn windows(stage: &Stage, args: &Args, load: impl Fn(u32) -> Load) -> Result<Value> {
-    let mut agent = stage.agent(&built("enforcer")?)?;
+fn windows(stage: &Stage, args: &Args) -> Result<Value> {
+    let agent = stage.agent(&built("enforcer")?)?;
     let cpus = std::thread::available_parallelism()?.get() as f64;
     let work_path = stage.scratch.path().join("work");
     let _work = Work::open(&work_path)?;
@@ -165,27 +175,21 @@ fn windows(stage: &Stage, args: &Args, load: impl Fn(u32) -> Load) -> Result<Val
     let (mut gap_p50, mut gap_p99) = (Vec::new(), Vec::new());
     for window in 0..args.windows {
         let step = f64::from(window) / f64::from(args.windows - 1);
-        let be_cores = (cpus * step).max(LEAST_CORES);
+        let be_cores = LEAST_CORES + (cpus - LEAST_CORES) * step;
         stage.be.set_cpu_limit(be_cores, PERIOD)?;
-        let before = Histogram::of(&mut agent)?;
-        let load = Load {
-            protocol: stage.server.protocol(),
-            seed: u64::from(window) + 1,
-            warm_up_seconds: 0.0,
-            ..load(window)
-        };
+        let load = Load { warm_up_seconds: 0.0, ..stage.saturating(window, args.seconds) };
         let client = stage.load(load)?;
-        let seen = settled(&mut agent, &before, client.requests)?;
-        let kernel = [0.5, 0.99].map(|quantile| seen.quantile_us(quantile));
-        let [Some(p50), Some(p99)] = kernel else {
-            anyhow::bail!("the probes saw no request of {}", stage.server.name());
-        };
+        interrupt::sleep(REPORTED)?;
+        let status: Status = agent.status()?;
+        ensure!(
+            status.window_seconds < f64::from(args.seconds),
+            "the agent shows the last {} s: make the windows longer with --seconds",
+            status.window_seconds
+        );
+        let (p50, p99) = status.requests(stage.server)?;
         eprintln!(
-            "    BE {be_cores:.2} cores: client p50 {:.0} p99 {:.0} us, in the kernel p50 {p50:.0} p99 {p99:.0} us; {} of {} requests",
-            client.p50_us,
-            client.p99_us,
-            seen.count(),
-            client.requests
+            "    BE {be_cores:.2} cores: client p50 {:.0} p99 {:.0} us, in the kernel p50 {p50:.0} p99 {p99:.0} us",
+            client.p50_us, client.p99_us,
         );
         theirs.push(client.p99_us);
         ours.push(p99);
@@ -194,7 +198,7 @@ fn windows(stage: &Stage, args: &Args, load: impl Fn(u32) -> Load) -> Result<Val
         rows.push(json!({
             "be_cores": be_cores,
             "client": { "requests": client.requests, "p50_us": client.p50_us, "p99_us": client.p99_us },
-            "in_kernel": { "requests": seen.count(), "p50_us": p50, "p99_us": p99 },
+            "in_kernel": { "p50_us": p50, "p99_us": p99 },
         }));
     }
     agent.end(None)?;
@@ -207,20 +211,6 @@ fn windows(stage: &Stage, args: &Args, load: impl Fn(u32) -> Load) -> Result<Val
     }))
 }
 
-/// The histogram of what came since `before`, once the agent has reported all of it.
-fn settled(agent: &mut Agent, before: &Histogram, requests: u64) -> Result<Histogram> {
-    let mut last = None;
-    wait_until("the agent has counted the window", || {
-        let now = Histogram::of(agent)?.since(before);
-        let is_settled = last == Some(now.count()) && now.count() >= requests / 2;
-        last = Some(now.count());
-        if !is_settled {
-            interrupt::sleep(Duration::from_millis(1_100))?;
-        }
-        Ok(is_settled)
-    })?;
-    Ok(Histogram::of(agent)?.since(before))
-}
 
 /// What is attached during a turn at saturation.
 #[derive(Clone, Copy, PartialEq, Eq)]
