@@ -21,10 +21,13 @@ pub mod cgroup;
 pub mod kernel;
 
 pub mod model;
+pub mod places;
 pub mod policy;
 pub mod units;
 
 pub mod signal;
+
+pub mod cluster;
 
 pub mod decision;
 

@@ -4,10 +4,13 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use enforcer::{
-    agent, guardian, policy, preflight,
+    agent,
+    cluster::{controller, link::Place as ClusterPlace, protocol::CONFIG_NAMESPACE},
+    guardian, policy, preflight,
     record::{self, Print},
-    report::{explain, top},
+    report::{batch, explain, top},
 };
+use k8s_openapi::jiff::Timestamp;
 use tracing_subscriber::EnvFilter;
 
 /// Where the agent answers unless told otherwise.
@@ -43,7 +46,10 @@ enum Command {
         agent: SocketAddr,
     },
     /// Tell why a running agent did what it did lately: evidence, limits before and after, what came of it.
+    #[command(args_conflicts_with_subcommands = true)]
     Explain {
+        #[command(subcommand)]
+        what: Option<Explained>,
         /// So many decisions at most.
         #[arg(long, default_value_t = 10, value_name = "N")]
         last: usize,
@@ -54,6 +60,10 @@ enum Command {
         #[arg(long, default_value = ADDRESS, value_name = "ADDR")]
         agent: SocketAddr,
     },
+    /// Take batch resources off the nodes of a cluster whose agents are gone.
+    ///
+    /// One is enough for a cluster; of several, one is elected and the others wait.
+    Controller(ControllerArgs),
     /// Tell what this kernel and host offer, and what the agent will therefore do.
     ///
     /// Exit code 2 means that the agent cannot run here; every reason comes with its cure.
@@ -95,6 +105,61 @@ enum Command {
     },
 }
 
+#[derive(Subcommand)]
+enum Explained {
+    /// What is lent to batch work, term by term: by a running agent, or by files.
+    ///
+    /// With --node-file and --metrics-file no agent is asked. Files hold Kubernetes objects in YAML or JSON, as
+    /// `kubectl get -o yaml` prints them.
+    Batch(BatchArgs),
+}
+
+#[derive(Args)]
+struct BatchArgs {
+    /// A Node.
+    #[arg(long, value_name = "FILE", requires = "metrics_file")]
+    node_file: Option<PathBuf>,
+    /// A list of the node's Pods.
+    #[arg(long, value_name = "FILE", requires = "node_file")]
+    pods_file: Option<PathBuf>,
+    /// A `NodeMetric`.
+    #[arg(long, value_name = "FILE", requires = "node_file")]
+    metrics_file: Option<PathBuf>,
+    /// The `ConfigMap` slo-controller-config, or the value of its key colocation-config. Default: switched on, with
+    /// Koordinator's defaults.
+    #[arg(long, value_name = "FILE", requires = "node_file")]
+    strategy_file: Option<PathBuf>,
+    /// When it is, such as 2026-11-25T12:00:00Z, to see what is lent when reports stay away. Default: when the
+    /// `NodeMetric` was reported.
+    #[arg(long, value_name = "TIME", requires = "node_file")]
+    now: Option<Timestamp>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Address of the agent.
+    #[arg(long, default_value = ADDRESS, value_name = "ADDR")]
+    agent: SocketAddr,
+}
+
+#[derive(Args)]
+struct ControllerArgs {
+    /// How to reach the API server. Default: the pod's service account, else the user's own kubeconfig.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Namespace of the Lease by which one controller is elected.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "enforcer-system", value_name = "NAME")]
+    namespace: String,
+    /// Namespace of slo-controller-config.
+    #[arg(long, default_value = CONFIG_NAMESPACE, value_name = "NAME")]
+    config_namespace: String,
+    /// Its own name in the Lease.
+    #[arg(long, env = "POD_NAME", default_value_t = format!("pid-{}", std::process::id()), value_name = "NAME")]
+    identity: String,
+    /// Take everything that agents wrote off all nodes, and end: before enforcer is uninstalled.
+    #[arg(long)]
+    remove_all: bool,
+}
+
 #[derive(Args)]
 #[expect(clippy::struct_excessive_bools, reason = "flags")]
 struct AgentArgs {
@@ -119,6 +184,12 @@ struct AgentArgs {
     /// Start no guardian: another one watches, or none shall.
     #[arg(long)]
     no_guardian: bool,
+    /// This node's name in its cluster: pods are known by the API server, and what can be lent is told there.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    node: Option<String>,
+    /// How to reach the API server. Default: the pod's service account, else the user's own kubeconfig.
+    #[arg(long, value_name = "FILE", requires = "node")]
+    kubeconfig: Option<PathBuf>,
     /// Time wake-ups by probes of our own, as on kernels without `CONFIG_SCHED_INFO`.
     #[arg(long, hide = true)]
     force_wakeups: bool,
@@ -150,7 +221,15 @@ fn main() -> ExitCode {
         Command::Top { once: true, json, agent } => top::once(agent, json),
         Command::Top { once: false, json: true, agent } => top::follow_json(agent),
         Command::Top { once: false, json: false, agent } => top::live(agent),
-        Command::Explain { last, json, agent } => explain::explain(agent, last, json),
+        Command::Explain { what: Some(Explained::Batch(args)), .. } => explain_batch(args),
+        Command::Explain { what: None, last, json, agent } => explain::explain(agent, last, json),
+        Command::Controller(args) => controller::run(&controller::Options {
+            kubeconfig: args.kubeconfig,
+            namespace: args.namespace,
+            config_namespace: args.config_namespace,
+            identity: args.identity,
+            remove_all: args.remove_all,
+        }),
         Command::Check { json, place } => return check(&place, json),
         Command::Guardian { watchdog, once, place } => guardian::run(&guardian::Options {
             cgroup_root: place.cgroup_root,
@@ -192,8 +271,18 @@ fn run_agent(args: AgentArgs) -> anyhow::Result<()> {
         shadow: args.shadow,
         record: args.record,
         watchdog: (!args.no_guardian).then_some(args.watchdog),
+        node: args.node.map(|node| ClusterPlace { node, kubeconfig: args.kubeconfig }),
         force_wakeups: args.force_wakeups,
     })
+}
+
+fn explain_batch(args: BatchArgs) -> anyhow::Result<()> {
+    let Some((node, metrics)) = args.node_file.zip(args.metrics_file) else {
+        return batch::of_agent(args.agent, args.json);
+    };
+    let files =
+        batch::Files { node, metrics, pods: args.pods_file, strategy: args.strategy_file, now: args.now };
+    batch::of_files(&files, args.json)
 }
 
 fn check(place: &Place, json: bool) -> ExitCode {

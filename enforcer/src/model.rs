@@ -9,22 +9,45 @@ use crate::{
     units::MilliCores,
 };
 
-/// Which group of the policy.
+/// Which group. Places of groups that went are used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct GroupId(pub usize);
 
-/// One look at the node. Groups are in the policy's order; `None` means unknown, never zero.
+/// One look at the node. Groups are in their places; `None` means unknown, never zero.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Since the agent started.
     pub taken_at: Duration,
     /// Share of the node's CPU time that the hypervisor gave to others since the last snapshot.
     pub steal: Option<f64>,
+    /// CPUs that the cluster's operators leave BE, by use; `None`: no such rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub be_cores_max: Option<f64>,
     pub groups: Vec<GroupSnapshot>,
     /// Who ran while LS groups waited for a CPU since they were asked last; told only of those that had slow ones lately.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blame: Vec<Blame>,
+}
+
+impl Snapshot {
+    /// A group's part. One that is not there says nothing.
+    pub fn group(&self, id: GroupId) -> &GroupSnapshot {
+        static NOTHING: GroupSnapshot = GroupSnapshot {
+            cpu_cores: None,
+            requests: None,
+            in_flight: None,
+            waits: None,
+            memory_stalls: None,
+            memory_bytes: None,
+            memory_user: None,
+            throttled: None,
+            one_in: None,
+            levers: Levers(0),
+            learned: Learned { request_latency: None, run_queue_wait: None },
+        };
+        self.groups.get(id.0).unwrap_or(&NOTHING)
+    }
 }
 
 /// Time that tasks of one group waited for a CPU while somebody ran there.

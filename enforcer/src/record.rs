@@ -20,8 +20,9 @@ use crate::{
         governor::{Governor, Mode},
         plan::Plan,
     },
-    model::Snapshot,
-    policy::Policy,
+    model::{GroupId, Snapshot},
+    places::Places,
+    policy::{Group, Policy},
 };
 
 /// Ticks that may wait for the disk: ten seconds of them.
@@ -46,16 +47,28 @@ impl Header {
     }
 }
 
-/// One look at the node, and the answer.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-pub struct Tick {
-    pub node: Snapshot,
-    pub plan: Plan,
+/// One line after the header: a look at the node and the answer, or a group that came, is another one now, or went. No
+/// untagged enum: serde would not find the numbers that are keys of maps.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Line {
+    node: Option<Box<Snapshot>>,
+    plan: Option<Plan>,
+    join: Option<(GroupId, Group)>,
+    leave: Option<GroupId>,
 }
 
-/// As [`Tick`], to write.
+/// A [`Line`] to write.
 #[derive(Serialize)]
-struct TickRef<'a> {
+#[serde(rename_all = "snake_case")]
+enum Change<'a> {
+    Join(GroupId, &'a Group),
+    Leave(GroupId),
+}
+
+/// A [`Line`] to write.
+#[derive(Serialize)]
+struct Tick<'a> {
     node: &'a Snapshot,
     plan: &'a Plan,
 }
@@ -87,10 +100,25 @@ impl Recorder {
         Ok(Self { lines: Some(lines), writer: Some(writer) })
     }
 
-    /// Records a tick. A recording with a hole would be of no use: where the disk does not keep up, it ends.
+    /// Records a tick.
     pub fn tick(&mut self, node: &Snapshot, plan: &Plan) {
+        self.line(&Tick { node, plan });
+    }
+
+    /// Records that a group came, or is another one now.
+    pub fn join(&mut self, id: GroupId, group: &Group) {
+        self.line(&Change::Join(id, group));
+    }
+
+    /// Records that a group went.
+    pub fn leave(&mut self, id: GroupId) {
+        self.line(&Change::Leave(id));
+    }
+
+    /// A recording with a hole would be of no use: where the disk does not keep up, it ends.
+    fn line(&mut self, line: &impl Serialize) {
         let Some(lines) = &self.lines else { return };
-        let mut line = serde_json::to_vec(&TickRef { node, plan }).expect("BUG: plain data");
+        let mut line = serde_json::to_vec(line).expect("BUG: plain data");
         line.push(b'\n');
         match lines.try_send(line) {
             Ok(()) => return,
@@ -136,25 +164,48 @@ pub enum Print {
 /// Where the file is no recording, or the plans are not those recorded.
 pub fn replay(path: &Path, print: Print) -> Result<()> {
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut lines = BufReader::new(file).lines();
+    let mut lines = BufReader::new(file).lines().peekable();
     let first = lines.next().context("the recording is empty")??;
     let header: Header = serde_json::from_str(&first).with_context(|| {
         format!("{}:1: this is no recording; `enforcer agent --record FILE` makes one", path.display())
     })?;
     let policy = Policy::parse(&header.policy, &PathBuf::from("recorded policy"), header.cpus)?;
     let mode = if header.shadow { Mode::Shadow } else { Mode::Enforce };
-    let mut governor = Governor::new(&policy, mode);
+    let mut governor = Governor::new(mode, policy.cpus);
+    let mut groups: Places<Group> = policy.groups.into_iter().collect();
+    groups.iter().for_each(|(id, group)| governor.join(id, group));
     let mut last = Plan::default();
     let mut ticks = 0_u64;
-    for (index, line) in lines.enumerate() {
-        let (line, number) = (line?, index + 2);
-        let Ok(recorded) = serde_json::from_str::<Tick>(&line) else {
+    let mut number = 1_u64;
+    while let Some(line) = lines.next() {
+        number += 1;
+        let line = match serde_json::from_str(&line?) {
+            Ok(line) => line,
             // An agent that was killed leaves half a line behind.
-            eprintln!("{}:{number}: the recording ends in the middle of a line", path.display());
-            break;
+            Err(_) if lines.peek().is_none() => {
+                eprintln!("{}:{number}: the recording ends in the middle of a line", path.display());
+                break;
+            }
+            Err(err) => bail!("{}:{number}: this line is damaged: {err}", path.display()),
         };
-        let plan = decide(&mut governor, &recorded.node, &policy);
-        let (now, then) = (serde_json::to_string(&plan)?, serde_json::to_string(&recorded.plan)?);
+        let (node, recorded) = match line {
+            Line { node: Some(node), plan: Some(plan), .. } => (node, plan),
+            Line { join: Some((id, group)), .. } => {
+                governor.join(id, &group);
+                groups.put(id, group);
+                continue;
+            }
+            Line { leave: Some(id), .. } => {
+                governor.leave(id);
+                groups.take(id);
+                continue;
+            }
+            Line { .. } => {
+                bail!("{}:{number}: neither a look at the node nor a change of groups", path.display())
+            }
+        };
+        let plan = decide(&mut governor, &node, &groups);
+        let (now, then) = (serde_json::to_string(&plan)?, serde_json::to_string(&recorded)?);
         if now != then {
             bail!(
                 "{}:{number}: another plan than enforcer {} made:\nrecorded {then}\nreplayed {now}",
@@ -164,7 +215,7 @@ pub fn replay(path: &Path, print: Print) -> Result<()> {
         }
         match print {
             Print::Plans => println!("{now}"),
-            Print::Changes if plan != last => println!("{}", change(&recorded.node, &plan, &policy)),
+            Print::Changes if plan != last => println!("{}", change(&node, &plan, &groups)),
             Print::Changes => {}
         }
         last = plan;
@@ -177,15 +228,15 @@ pub fn replay(path: &Path, print: Print) -> Result<()> {
 }
 
 /// The plan for a node, empty if it fails the check.
-fn decide(governor: &mut Governor, node: &Snapshot, policy: &Policy) -> Plan {
+fn decide(governor: &mut Governor, node: &Snapshot, groups: &Places<Group>) -> Plan {
     let mut plan = governor.decide(node).clone();
     // The agent that made the recording said what was wrong.
-    check::clear_if_insane(&mut plan, policy).ok();
+    check::clear_if_insane(&mut plan, groups).ok();
     plan
 }
 
-fn change(node: &Snapshot, plan: &Plan, policy: &Policy) -> String {
-    let name = |group: crate::model::GroupId| policy.groups[group.0].name.as_str();
+fn change(node: &Snapshot, plan: &Plan, groups: &Places<Group>) -> String {
+    let name = |id: GroupId| groups.get(id).map_or("(gone)", |group| group.name.as_str());
     let restraints = plan.restraints.iter().map(|(&group, restraint)| format!("{} {restraint}", name(group)));
     let restraints = restraints.collect::<Vec<_>>().join("; ");
     let restraints = if restraints.is_empty() { "free".to_owned() } else { restraints };
@@ -208,15 +259,28 @@ mod tests {
         - { name: web, class: LS, cgroups: [web], slo: { requestLatency: { p99: 1ms } } }\n\
         - { name: batch, class: BE, cgroups: [batch] }\n";
 
+    const BATCH: GroupId = GroupId(1);
+
     /// Half a minute in which BE hurts, as an agent would record it.
     fn recording() -> NamedTempFile {
         let file = NamedTempFile::new().unwrap();
         let header = Header { version: "0".to_owned(), cpus: 2, shadow: false, policy: POLICY.to_owned() };
         let policy = Policy::parse(POLICY, file.path(), 2).unwrap();
-        let mut governor = Governor::new(&policy, Mode::Enforce);
+        let mut groups: Places<Group> = policy.groups.into_iter().collect();
+        let mut governor = Governor::new(Mode::Enforce, 2);
+        groups.iter().for_each(|(id, group)| governor.join(id, group));
         let mut recorder = Recorder::start(file.path(), &header).unwrap();
         let mut be_cores = 1.3;
         for tick in 1..300_u32 {
+            if tick == 250 {
+                // BE goes, and another one takes its place.
+                governor.leave(BATCH);
+                recorder.leave(BATCH);
+                let next = Group { name: "next".to_owned(), ..groups[BATCH].clone() };
+                governor.join(BATCH, &next);
+                recorder.join(BATCH, &next);
+                groups.put(BATCH, next);
+            }
             let slow = if be_cores > 0.3 { 5 } else { 0 };
             let web = GroupSnapshot {
                 cpu_cores: Some(0.1 * f64::from(tick).sqrt()),
@@ -226,12 +290,13 @@ mod tests {
             let levers = Levers::default().with(Lever::Quota);
             let batch = GroupSnapshot { cpu_cores: Some(be_cores), levers, ..GroupSnapshot::default() };
             let taken_at = Duration::from_millis(100) * tick + Duration::from_nanos(u64::from(tick) * 7);
-            let node = Snapshot { taken_at, steal: Some(0.001), groups: vec![web, batch], blame: Vec::new() };
-            let plan = decide(&mut governor, &node, &policy);
+            let node =
+                Snapshot { taken_at, steal: Some(0.001), groups: vec![web, batch], ..Snapshot::default() };
+            let plan = decide(&mut governor, &node, &groups);
             be_cores = plan.restraints.values().next().and_then(Restraint::cores).unwrap_or(1.3);
             recorder.tick(&node, &plan);
             // Slower than a real one, which has ten ticks per second, would be.
-            std::thread::sleep(Duration::from_micros(200));
+            std::thread::sleep(Duration::from_millis(2));
         }
         file
     }
@@ -240,7 +305,7 @@ mod tests {
     fn what_was_recorded_is_decided_again_to_the_byte() {
         let file = recording();
         let text = std::fs::read_to_string(file.path()).unwrap();
-        assert_eq!(text.lines().count(), 300);
+        assert_eq!(text.lines().count(), 302);
         assert!(text.contains("squeeze"), "nothing happened");
         replay(file.path(), Print::Plans).unwrap();
     }
@@ -252,6 +317,17 @@ mod tests {
         std::fs::write(file.path(), text.replace("\"period_us\":1000000", "\"period_us\":999999")).unwrap();
         let err = replay(file.path(), Print::Plans).unwrap_err().to_string();
         assert!(err.contains("another plan than enforcer 0 made"), "{err}");
+    }
+
+    #[test]
+    fn half_a_line_is_forgiven_at_the_end_only() {
+        let file = recording();
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        std::fs::write(file.path(), &text[..text.len() - 9]).unwrap();
+        replay(file.path(), Print::Plans).unwrap();
+        std::fs::write(file.path(), text.replacen("\"taken_at\"", "\"taken", 1)).unwrap();
+        let err = replay(file.path(), Print::Plans).unwrap_err().to_string();
+        assert!(err.contains(":2: this line is damaged"), "{err}");
     }
 
     #[test]

@@ -31,6 +31,48 @@ impl std::fmt::Display for MilliCores {
     }
 }
 
+/// CPU in thousandths of one and memory in bytes. May be negative on the way to a result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Amounts {
+    pub cpu_milli: i64,
+    pub memory_bytes: i64,
+}
+
+impl Amounts {
+    /// The greater of each.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        self.with(other, i64::max)
+    }
+
+    /// Without the other, but not below zero.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        self.with(other, |mine, theirs| mine.saturating_sub(theirs).max(0))
+    }
+
+    fn with(self, other: Self, each: fn(i64, i64) -> i64) -> Self {
+        Self {
+            cpu_milli: each(self.cpu_milli, other.cpu_milli),
+            memory_bytes: each(self.memory_bytes, other.memory_bytes),
+        }
+    }
+}
+
+impl std::ops::Add for Amounts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        self.with(other, i64::saturating_add)
+    }
+}
+
+impl std::iter::Sum for Amounts {
+    fn sum<I: Iterator<Item = Self>>(amounts: I) -> Self {
+        amounts.fold(Self::default(), std::ops::Add::add)
+    }
+}
+
 /// A part of a whole, in millionths.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -13,12 +13,9 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    cgroup::{
-        hierarchy::{Hierarchy, Mounts},
-        setting::{self, Setting, SettingFile},
-    },
-    model::Lever,
+use crate::cgroup::{
+    hierarchy::{Hierarchy, Mounts},
+    setting::{self, Knob, Setting, SettingFile},
 };
 
 const FILE: &str = "journal.json";
@@ -57,14 +54,23 @@ impl Entry {
         Self { hierarchy, directory, inode, ours: owner.clone(), before: owner.clone(), owner }
     }
 
-    /// Which lever it is.
-    pub const fn lever(&self) -> Lever {
-        self.owner.lever()
+    /// Which knob it is.
+    pub const fn knob(&self) -> Knob {
+        self.owner.knob()
     }
 
     /// Notes a value that is about to be written.
     pub fn intend(&mut self, setting: Setting) {
         self.before = std::mem::replace(&mut self.ours, setting);
+    }
+
+    /// Whether what is about to be written is a higher quota than what is there.
+    pub fn raises_quota(&self) -> bool {
+        let cores = |setting: &Setting| match setting {
+            Setting::Quota(limit) => Some(limit.cores().unwrap_or(f64::INFINITY)),
+            _ => None,
+        };
+        cores(&self.ours).zip(cores(&self.before)).is_some_and(|(ours, before)| ours > before)
     }
 
     /// It was not written after all.
@@ -223,7 +229,7 @@ fn restore_all(mut entries: Vec<Entry>, mounts: &Mounts) -> (Restored, Vec<Entry
     let mut restored = Restored::default();
     let mut left = Vec::new();
     // The quick levers first, a frozen group above all; then parents, because a v1 child may not be above its parent.
-    entries.sort_by(|a, b| (a.lever(), &a.directory).cmp(&(b.lever(), &b.directory)));
+    entries.sort_by(|a, b| (a.knob(), &a.directory).cmp(&(b.knob(), &b.directory)));
     for entry in entries {
         match restore_one(&entry, mounts) {
             Ok(true) => restored.written += 1,
@@ -250,5 +256,5 @@ fn restore_one(entry: &Entry, mounts: &Mounts) -> Result<bool, setting::Error> {
     if !is_same {
         return Err(setting::Error::Gone(entry.directory.clone()));
     }
-    entry.restore(&SettingFile::new(entry.hierarchy, entry.directory.clone(), entry.lever()))
+    entry.restore(&SettingFile::new(entry.hierarchy, entry.directory.clone(), entry.knob()))
 }

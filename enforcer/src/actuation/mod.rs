@@ -12,7 +12,7 @@ mod writer;
 use std::{
     borrow::Cow,
     cmp::Reverse,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -24,10 +24,10 @@ use self::{
 use crate::{
     cgroup::{
         hierarchy::{Hierarchy, Mounts},
-        setting::{self, Setting, SettingFile},
+        setting::{self, Knob, Setting, SettingFile},
         tree::Directory,
     },
-    model::{CpuLimit, Lever},
+    model::CpuLimit,
 };
 
 /// How often files are compared with what was written.
@@ -73,11 +73,19 @@ pub struct Actuator {
     mounts: Mounts,
     journal: Journal,
     /// Parents before their children, which is the order of restoring: a v1 parent's quota must be raised first.
-    held: BTreeMap<(Lever, PathBuf), Held>,
+    held: BTreeMap<(Knob, PathBuf), Held>,
     compare_at: Duration,
     shadow: bool,
     writer: Writer,
+    standing: Standing,
+    /// Standing settings are looked at again when this is due, or when the others change.
+    standing_at: Duration,
+    /// What was wanted beside them last.
+    planned: BTreeSet<(Knob, PathBuf)>,
 }
+
+/// What is to be in force until it is replaced, whatever the plan says beside it.
+pub type Standing = BTreeMap<(Knob, PathBuf), (Directory, Setting)>;
 
 #[derive(Debug)]
 struct Held {
@@ -89,13 +97,23 @@ struct Held {
 }
 
 /// Children before their parents, which is the order of writing: a v1 parent's quota must be lowered last.
-type Wanted<'a> = BTreeMap<(Lever, Reverse<PathBuf>), (&'a Directory, Setting)>;
+type Wanted<'a> = BTreeMap<(Knob, Reverse<PathBuf>), (&'a Directory, Setting)>;
 
 impl Actuator {
     /// Holds nothing yet. In shadow mode nothing is ever written.
     pub fn new(mounts: Mounts, journal: Journal, shadow: bool) -> Self {
         let writer = Writer::default();
-        Self { mounts, journal, held: BTreeMap::new(), compare_at: Duration::ZERO, shadow, writer }
+        Self {
+            mounts,
+            journal,
+            held: BTreeMap::new(),
+            compare_at: Duration::ZERO,
+            shadow,
+            writer,
+            standing: Standing::new(),
+            standing_at: Duration::ZERO,
+            planned: BTreeSet::new(),
+        }
     }
 
     /// Directories whose owner's value is replaced now.
@@ -103,7 +121,14 @@ impl Actuator {
         self.held.len()
     }
 
-    /// Makes exactly these settings be in force.
+    /// Replaces all standing settings.
+    pub fn stand(&mut self, standing: Standing) {
+        if standing != self.standing {
+            (self.standing, self.standing_at) = (standing, Duration::ZERO);
+        }
+    }
+
+    /// Makes exactly these settings be in force beside the standing ones, and where both want something, the tighter one.
     pub fn apply(&mut self, now: Duration, targets: &[Target<'_>]) -> Applied {
         let mut applied = Applied::default();
         if self.shadow {
@@ -116,14 +141,29 @@ impl Actuator {
         }
         let mut wanted = Wanted::new();
         for target in targets {
-            let key = (target.setting.lever(), Reverse(self.path_of(&target.directory)));
+            let key = (target.setting.knob(), Reverse(self.path_of(&target.directory)));
             wanted.insert(key, (&target.directory, target.setting.clone()));
-            if target.directory.hierarchy == Hierarchy::V1Cpu && target.setting.lever() == Lever::Quota {
+            if target.directory.hierarchy == Hierarchy::V1Cpu && target.setting.knob() == Knob::Quota {
                 self.want_no_quota_below(target, &mut wanted);
             }
         }
-        self.release_all_but(&wanted, &mut applied);
-        let due = self.intend(now, wanted, &mut applied);
+        let standing = std::mem::take(&mut self.standing);
+        self.add_standing(now, &standing, &mut wanted);
+        self.release_all_but(
+            |key| wanted.contains_key(key) || standing.contains_key(&(key.0, key.1.0.clone())),
+            &mut applied,
+        );
+        let mut due = self.intend(now, wanted, &mut applied);
+        // A v1 parent's quota is raised before its children's, and lowered after them.
+        due.sort_by_cached_key(|key| {
+            let raises = self.held.get(key).is_some_and(|held| held.entry.raises_quota());
+            if raises {
+                (0, Some(key.1.clone()), None)
+            } else {
+                (1, None, Some((key.0, Reverse(key.1.clone()))))
+            }
+        });
+        self.standing = standing;
         if self.save(&mut applied) {
             for key in due {
                 self.write(&key, &mut applied);
@@ -132,8 +172,43 @@ impl Actuator {
         applied
     }
 
+    /// There may be many standing settings, and they seldom change: most of the time it is enough that they are held.
+    fn add_standing<'a>(&mut self, now: Duration, standing: &'a Standing, wanted: &mut Wanted<'a>) {
+        let keys = || wanted.keys().map(|(knob, Reverse(path))| (*knob, path));
+        let is_same = self.planned.len() == wanted.len()
+            && keys().all(|(knob, path)| self.planned.contains(&(knob, path.clone())));
+        let quotas: Vec<PathBuf> = wanted
+            .iter()
+            .filter(|((knob, _), (directory, _))| {
+                *knob == Knob::Quota && directory.hierarchy == Hierarchy::V1Cpu
+            })
+            .map(|((_, Reverse(path)), _)| path.clone())
+            .collect();
+        let is_due = !is_same || now >= self.standing_at;
+        if is_due {
+            self.planned = keys().map(|(knob, path)| (knob, path.clone())).collect();
+            self.standing_at = now + COMPARE;
+        }
+        for ((knob, path), (directory, setting)) in standing {
+            let key = (*knob, Reverse(path.clone()));
+            if let Some((_, planned)) = wanted.get_mut(&key) {
+                *planned = planned.clone().within(setting);
+            } else if is_due {
+                let lies_below = |quota: &PathBuf| path != quota && path.starts_with(quota);
+                // The quota above does its work; v1 allows no higher one below.
+                let setting = match setting {
+                    Setting::Quota(limit) if quotas.iter().any(lies_below) => {
+                        Setting::Quota(CpuLimit { quota_us: None, ..*limit })
+                    }
+                    setting => setting.clone(),
+                };
+                wanted.insert(key, (directory, setting));
+            }
+        }
+    }
+
     /// The journal knows of it.
-    fn write(&mut self, key: &(Lever, PathBuf), applied: &mut Applied) {
+    fn write(&mut self, key: &(Knob, PathBuf), applied: &mut Applied) {
         let held = self.held.get_mut(key).expect("BUG: due and not held");
         if held.entry.ours.may_block() {
             let file = SettingFile::new(held.entry.hierarchy, key.1.clone(), key.0);
@@ -147,11 +222,17 @@ impl Actuator {
         self.note(key, written, applied);
     }
 
-    fn note(&mut self, key: &(Lever, PathBuf), written: Result<(), setting::Error>, applied: &mut Applied) {
+    fn note(&mut self, key: &(Knob, PathBuf), written: Result<(), setting::Error>, applied: &mut Applied) {
         match written {
             Ok(()) => applied.writes += 1,
             Err(setting::Error::Gone(_)) => drop(self.held.remove(key)),
-            Err(err) => applied.errors.push(err.into()),
+            Err(err) => {
+                // Tried again at the next tick.
+                if let Some(held) = self.held.get_mut(key) {
+                    held.entry.take_back();
+                }
+                applied.errors.push(err.into());
+            }
         }
     }
 
@@ -186,7 +267,8 @@ impl Actuator {
     pub fn release_all(&mut self) -> Applied {
         let mut applied = Applied::default();
         self.collect(&mut applied);
-        self.release_all_but(&Wanted::new(), &mut applied);
+        self.standing_at = Duration::ZERO;
+        self.release_all_but(|_| false, &mut applied);
         self.save(&mut applied);
         applied
     }
@@ -195,25 +277,25 @@ impl Actuator {
     fn want_no_quota_below<'a>(&self, target: &Target<'a>, wanted: &mut Wanted<'a>) {
         for &below in &target.below {
             let path = self.path_of(below);
-            let owners = match self.held.get(&(Lever::Quota, path.clone())) {
+            let owners = match self.held.get(&(Knob::Quota, path.clone())) {
                 Some(held) => Ok(held.entry.owner.clone()),
-                None => SettingFile::new(below.hierarchy, path.clone(), Lever::Quota).read(),
+                None => SettingFile::new(below.hierarchy, path.clone(), Knob::Quota).read(),
             };
             if let Ok(Setting::Quota(owners)) = owners
                 && owners.quota_us.is_some()
             {
                 let none = Setting::Quota(CpuLimit { quota_us: None, ..owners });
-                wanted.insert((Lever::Quota, Reverse(path)), (below, none));
+                wanted.insert((Knob::Quota, Reverse(path)), (below, none));
             }
         }
     }
 
     /// Notes what is about to be written, in that order. What is in force already, or left to somebody else for a while,
     /// is left out.
-    fn intend(&mut self, now: Duration, wanted: Wanted<'_>, applied: &mut Applied) -> Vec<(Lever, PathBuf)> {
+    fn intend(&mut self, now: Duration, wanted: Wanted<'_>, applied: &mut Applied) -> Vec<(Knob, PathBuf)> {
         let mut due = Vec::new();
-        for ((lever, Reverse(path)), (directory, setting)) in wanted {
-            let key = (lever, path);
+        for ((knob, Reverse(path)), (directory, setting)) in wanted {
+            let key = (knob, path);
             if !self.held.contains_key(&key) {
                 match hold(directory, &key) {
                     Ok(held) => drop(self.held.insert(key.clone(), held)),
@@ -234,9 +316,13 @@ impl Actuator {
         due
     }
 
-    fn release_all_but(&mut self, wanted: &Wanted<'_>, applied: &mut Applied) {
-        self.held.retain(|(lever, path), held| {
-            if wanted.contains_key(&(*lever, Reverse(path.clone()))) {
+    fn release_all_but(
+        &mut self,
+        is_wanted: impl Fn(&(Knob, Reverse<PathBuf>)) -> bool,
+        applied: &mut Applied,
+    ) {
+        self.held.retain(|(knob, path), held| {
+            if is_wanted(&(*knob, Reverse(path.clone()))) {
                 return true;
             }
             // What waits its turn is called off. What is being written right now is overwritten, and looked at again
@@ -291,8 +377,8 @@ impl Actuator {
 }
 
 /// Remembers the owner's value.
-fn hold(directory: &Directory, (lever, path): &(Lever, PathBuf)) -> Result<Held, setting::Error> {
-    let file = SettingFile::new(directory.hierarchy, path.clone(), *lever);
+fn hold(directory: &Directory, (knob, path): &(Knob, PathBuf)) -> Result<Held, setting::Error> {
+    let file = SettingFile::new(directory.hierarchy, path.clone(), *knob);
     let owner = file.read()?;
     let entry = Entry::new(directory.hierarchy, path.clone(), directory.inode, owner);
     Ok(Held { file, entry, yielded_until: Duration::ZERO, pending: None })

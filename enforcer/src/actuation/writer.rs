@@ -124,7 +124,7 @@ mod tests {
     use std::{fs, time::Duration};
 
     use super::*;
-    use crate::{cgroup::hierarchy::Hierarchy, model::Lever};
+    use crate::cgroup::{hierarchy::Hierarchy, setting::Knob};
 
     /// A `memory.high` that is a pipe: writing it blocks until somebody reads, as reclaim would.
     fn blocking_file() -> (tempfile::TempDir, SettingFile) {
@@ -132,7 +132,7 @@ mod tests {
         let path = directory.path().join("memory.high");
         let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
         assert!(made.success());
-        let file = SettingFile::new(Hierarchy::V2, directory.path().to_owned(), Lever::Memory);
+        let file = SettingFile::new(Hierarchy::V2, directory.path().to_owned(), Knob::MemoryHigh);
         (directory, file)
     }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     model::{GroupId, Signal},
-    policy::{OBJECTIVE, Policy},
+    policy::{Group, OBJECTIVE},
     signal::{
         histogram::Counts,
         learned::{Learner, Normal, Stretch},
@@ -28,6 +28,8 @@ const SAVE: Duration = Duration::from_mins(1);
 pub struct Lessons {
     path: PathBuf,
     pupils: BTreeMap<(GroupId, Signal), Pupil>,
+    /// What was learned of workloads that are not there now.
+    known: BTreeMap<(String, Signal), Normal>,
     /// How long BE has been at rest.
     rest: Duration,
     /// Length of the stretch at hand; `None`: it says nothing.
@@ -39,6 +41,7 @@ pub struct Lessons {
 
 #[derive(Debug)]
 struct Pupil {
+    /// Its workload: the next pod of its kind goes on from what it learned.
     name: String,
     factor: Factor,
     learner: Learner,
@@ -63,44 +66,60 @@ pub struct Lesson {
 
 impl Lessons {
     /// Goes on from what an earlier agent wrote to `state_dir`. A file that is no use is told and learned anew.
-    pub fn of(policy: &Policy, state_dir: &Path) -> Self {
+    pub fn of(state_dir: &Path) -> Self {
         let path = state_dir.join(FILE);
-        let mut pupils = BTreeMap::new();
-        for (index, group) in policy.groups.iter().enumerate() {
-            for signal in Signal::ALL {
-                if let Some(factor) = group.slo.auto(signal) {
-                    let pupil = Pupil { name: group.name.clone(), factor, learner: Learner::default() };
-                    pupils.insert((GroupId(index), signal), pupil);
-                }
-            }
+        let entries = read(&path).unwrap_or_else(|err| {
+            tracing::warn!("{}: {err}: objectives are learned anew", path.display());
+            Vec::new()
+        });
+        let normal = |entry: Entry| {
+            let normal = Normal { p99: Duration::from_nanos(entry.p99_ns), lessons: entry.lessons.max(1) };
+            ((entry.group, entry.signal), normal)
+        };
+        Self {
+            path,
+            pupils: BTreeMap::new(),
+            known: entries.into_iter().map(normal).collect(),
+            rest: Duration::ZERO,
+            quiet: None,
+            unsaved: false,
+            save_at: Duration::ZERO,
         }
-        let mut lessons =
-            Self { path, pupils, rest: Duration::ZERO, quiet: None, unsaved: false, save_at: Duration::ZERO };
-        if !lessons.pupils.is_empty() {
-            match read(&lessons.path) {
-                Ok(entries) => lessons.recall(&entries),
-                Err(err) => tracing::warn!("{}: {err}: objectives are learned anew", lessons.path.display()),
-            }
+    }
+
+    /// A group came, or what is promised to it has changed. Its objectives, as far as they are known.
+    pub fn join(&mut self, id: GroupId, group: &Group) -> Vec<Lesson> {
+        let mut lessons = Vec::new();
+        for signal in Signal::ALL {
+            let Some(factor) = group.slo.auto(signal) else {
+                self.dismiss(id, signal);
+                continue;
+            };
+            let name = &group.workload;
+            let pupil = self.pupils.entry((id, signal)).or_insert_with(|| Pupil {
+                name: name.clone(),
+                factor,
+                learner: Learner::knowing(self.known.get(&(name.clone(), signal)).copied()),
+            });
+            pupil.factor = factor;
+            lessons.extend(pupil.threshold().map(|threshold| Lesson { group: id, signal, threshold }));
         }
         lessons
     }
 
-    fn recall(&mut self, entries: &[Entry]) {
-        for ((_, signal), pupil) in &mut self.pupils {
-            let known = entries.iter().find(|entry| entry.group == pupil.name && entry.signal == *signal);
-            let normal = known.map(|entry| Normal {
-                p99: Duration::from_nanos(entry.p99_ns),
-                lessons: entry.lessons.max(1),
-            });
-            pupil.learner = Learner::knowing(normal);
+    /// A group went. What it learned is kept for the next one of its kind.
+    pub fn leave(&mut self, id: GroupId) {
+        for signal in Signal::ALL {
+            self.dismiss(id, signal);
         }
     }
 
-    /// All objectives that are known.
-    pub fn known(&self) -> impl Iterator<Item = Lesson> {
-        self.pupils.iter().filter_map(|(&(group, signal), pupil)| {
-            Some(Lesson { group, signal, threshold: pupil.threshold()? })
-        })
+    fn dismiss(&mut self, id: GroupId, signal: Signal) {
+        if let Some(pupil) = self.pupils.remove(&(id, signal))
+            && let Some(normal) = pupil.learner.normal()
+        {
+            self.known.insert((pupil.name, signal), normal);
+        }
     }
 
     /// What is heard next was counted in this stretch. Whether it says anything.
@@ -150,12 +169,17 @@ impl Lessons {
     }
 
     fn entries(&self) -> Vec<Entry> {
-        let entry = |(&(_, signal), pupil): (&(GroupId, Signal), &Pupil)| {
-            let Normal { p99, lessons } = pupil.learner.normal()?;
+        let mut known = self.known.clone();
+        for ((_, signal), pupil) in &self.pupils {
+            if let Some(normal) = pupil.learner.normal() {
+                known.insert((pupil.name.clone(), *signal), normal);
+            }
+        }
+        let entry = |((group, signal), Normal { p99, lessons }): ((String, Signal), Normal)| {
             let p99_ns = u64::try_from(p99.as_nanos()).unwrap_or(u64::MAX);
-            Some(Entry { group: pupil.name.clone(), signal, p99_ns, lessons })
+            Entry { group, signal, p99_ns, lessons }
         };
-        self.pupils.iter().filter_map(entry).collect()
+        known.into_iter().map(entry).collect()
     }
 }
 
@@ -187,16 +211,24 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::{
+        model::Levers,
+        policy::{Class, Policy, Slo},
+        units::MilliCores,
+    };
 
     const SECOND: Duration = Duration::from_secs(1);
     const WEB: GroupId = GroupId(0);
 
-    fn policy(factor: &str) -> Policy {
+    /// The lessons of a group whose objective is to be learned, and that objective, if it is known.
+    fn lessons(factor: &str, state: &TempDir) -> (Lessons, Option<Duration>) {
         let text = format!(
-            "groups:\n- {{ name: web, class: LS, cgroups: [web], slo: {{ requestLatency: {{ auto: {factor} }} }} }}\n\
-             - {{ name: batch, class: BE, cgroups: [batch] }}\n"
+            "groups:\n- {{ name: web, class: LS, cgroups: [web], slo: {{ requestLatency: {{ auto: {factor} }} }} }}\n"
         );
-        Policy::parse(&text, Path::new("policy.yaml"), 4).unwrap()
+        let policy = Policy::parse(&text, Path::new("policy.yaml"), 4).unwrap();
+        let mut lessons = Lessons::of(state.path());
+        let known = lessons.join(WEB, &policy.groups[0]);
+        (lessons, known.first().map(|lesson| lesson.threshold))
     }
 
     /// Minutes with so much BE and a p99 of so long, a second at a time. What was learned, the latest last.
@@ -219,31 +251,50 @@ mod tests {
     #[test]
     fn be_that_runs_teaches_nothing_however_long() {
         let state = TempDir::new().unwrap();
-        let mut lessons = Lessons::of(&policy("1.5"), state.path());
+        let (mut lessons, _) = lessons("1.5", &state);
         assert!(live(&mut lessons, 100, 1.0, 50).is_empty());
         let learned = live(&mut lessons, 1, 0.0, 4);
         assert!(matches!(learned[..], [threshold] if threshold.as_millis().abs_diff(6) <= 1), "{learned:?}");
-        let before: Vec<_> = lessons.known().collect();
         assert!(live(&mut lessons, 100, 1.0, 50).is_empty(), "and it does not raise what is known");
-        assert_eq!(lessons.known().collect::<Vec<_>>(), before);
     }
 
     #[test]
     fn what_was_learned_outlives_the_agent_and_takes_a_new_factor() {
         let state = TempDir::new().unwrap();
-        let mut lessons = Lessons::of(&policy("1.5"), state.path());
-        live(&mut lessons, 1, 0.0, 4);
-        lessons.save_now_and_then(SECOND);
-        let threshold = |lessons: &Lessons| lessons.known().next().unwrap().threshold.as_secs_f64();
-        let next = Lessons::of(&policy("3"), state.path());
-        assert!((threshold(&next) / threshold(&lessons) - 2.0).abs() < 1e-6, "{next:?}");
+        let (mut first, known) = lessons("1.5", &state);
+        assert_eq!(known, None);
+        let learned = live(&mut first, 1, 0.0, 4)[0].as_secs_f64();
+        first.save_now_and_then(SECOND);
+        let (_, known) = lessons("3", &state);
+        assert!((known.unwrap().as_secs_f64() / learned - 2.0).abs() < 1e-6, "{known:?}");
+    }
+
+    #[test]
+    fn the_next_of_its_kind_goes_on_from_what_was_learned() {
+        let state = TempDir::new().unwrap();
+        let (mut lessons, _) = lessons("1.5", &state);
+        let learned = live(&mut lessons, 1, 0.0, 4)[0];
+        lessons.leave(WEB);
+        let slo = Slo { request_latency_auto: Some(Factor(1500)), ..Slo::default() };
+        let next = Group {
+            name: "web-2".into(),
+            workload: "web".into(),
+            class: Class::LS,
+            patterns: Vec::new(),
+            slo,
+            floor: MilliCores(0),
+            levers: Levers::ALL,
+        };
+        let known = lessons.join(GroupId(7), &next);
+        assert_eq!(known, [Lesson { group: GroupId(7), signal: Signal::RequestLatency, threshold: learned }]);
+        assert_eq!(lessons.entries().len(), 1);
     }
 
     #[test]
     fn it_is_written_down_once_a_minute_at_most_and_at_the_end() {
         let state = TempDir::new().unwrap();
         let file = state.path().join(FILE);
-        let mut lessons = Lessons::of(&policy("1.5"), state.path());
+        let (mut lessons, _) = lessons("1.5", &state);
         lessons.save_now_and_then(SECOND);
         assert!(!file.exists(), "nothing was learned");
         live(&mut lessons, 1, 0.0, 4);
@@ -260,10 +311,10 @@ mod tests {
     fn a_garbled_file_is_learned_anew() {
         let state = TempDir::new().unwrap();
         fs::write(state.path().join(FILE), "[{\"group\":\"web\",").unwrap();
-        let mut lessons = Lessons::of(&policy("1.5"), state.path());
-        assert_eq!(lessons.known().count(), 0);
-        live(&mut lessons, 1, 0.0, 4);
-        lessons.save();
-        assert_eq!(Lessons::of(&policy("1.5"), state.path()).known().count(), 1);
+        let (mut first, known) = lessons("1.5", &state);
+        assert_eq!(known, None);
+        live(&mut first, 1, 0.0, 4);
+        first.save();
+        assert!(lessons("1.5", &state).1.is_some());
     }
 }

@@ -12,7 +12,8 @@ use crate::{
         tree::Directory,
     },
     model::{GroupId, Snapshot},
-    policy::{Class, Policy},
+    places::Places,
+    policy::{self, Class},
     report::ledger::Ledger,
     signal::memory::{Intake, Stalled, likely_user},
 };
@@ -25,9 +26,9 @@ const CALM_LOOKS: u32 = 10;
 const IDLE_LOOKS: u32 = 30;
 
 /// What the files say.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct MemoryMeter {
-    groups: Vec<Group>,
+    groups: Places<Group>,
     /// The directories that limits would go to, by path: a group may have the same path in two hierarchies.
     directories: HashMap<PathBuf, Looked>,
     look_at: Duration,
@@ -74,16 +75,20 @@ struct Looked {
 }
 
 impl MemoryMeter {
-    /// Nothing is looked at before the first [`MemoryMeter::look`].
-    pub fn new(policy: &Policy) -> Self {
-        let group =
-            |group: &crate::policy::Group| Group { is_ls: group.class == Class::LS, ..Group::default() };
-        Self {
-            groups: policy.groups.iter().map(group).collect(),
-            directories: HashMap::new(),
-            look_at: Duration::ZERO,
-            looks: 0,
-            hurry: false,
+    /// A group came.
+    pub fn join(&mut self, id: GroupId, group: &policy::Group) {
+        if self.groups.get(id).is_none() {
+            self.groups.put(id, Group { is_ls: group.class == Class::LS, ..Group::default() });
+        }
+    }
+
+    /// A group went.
+    pub fn leave(&mut self, id: GroupId) {
+        self.groups.take(id);
+        self.directories.retain(|_, looked| looked.group != id);
+        // Whoever lacked memory for it does so no longer.
+        for group in self.groups.values_mut() {
+            group.user = group.user.filter(|user| *user != id);
         }
     }
 
@@ -98,11 +103,11 @@ impl MemoryMeter {
             self.look_at_directory(now, directory, runs, mounts);
         }
         self.directories.retain(|_, looked| looked.generation == self.looks);
-        for group in &mut self.groups {
+        for group in self.groups.values_mut() {
             (group.bytes, group.intake) = (None, Intake::default());
         }
         for looked in self.directories.values() {
-            let group = &mut self.groups[looked.group.0];
+            let group = &mut self.groups[looked.group];
             add(&mut group.bytes, looked.reading.bytes);
             let Intake { grown_bytes, reclaimed_bytes, refaulted_bytes, limit_hits } = looked.intake;
             add(&mut group.intake.grown_bytes, grown_bytes);
@@ -128,7 +133,7 @@ impl MemoryMeter {
                     (false, _) => IDLE_LOOKS,
                 };
                 if looks % every == looked.turn % every {
-                    self.groups[group.0].new.add(looked.look(now));
+                    self.groups[group].new.add(looked.look(now));
                 }
                 return;
             }
@@ -140,12 +145,13 @@ impl MemoryMeter {
         let looked = Looked { group, inode, files, reading, taken_at: now, intake, turn, generation: looks };
         self.directories.insert(path.clone(), looked);
         // Known from now on, and nothing yet.
-        self.groups[group.0].new.add(Difference::between(&reading, &reading));
+        self.groups[group].new.add(Difference::between(&reading, &reading));
     }
 
     /// Adds what decisions need.
     pub fn fill(&self, snapshot: &mut Snapshot) {
-        for (group, snapshot) in self.groups.iter().zip(&mut snapshot.groups) {
+        for (id, group) in self.groups.iter() {
+            let snapshot = &mut snapshot.groups[id.0];
             snapshot.memory_bytes = group.bytes;
             snapshot.memory_user = group.user;
         }
@@ -153,10 +159,11 @@ impl MemoryMeter {
 
     /// Adds everything since the last report to the ledger, which holds the stalls already.
     pub fn report(&mut self, ledger: &mut Ledger) {
-        let intakes: Vec<Intake> = self.groups.iter().map(|group| group.intake).collect();
+        let intakes: Vec<(GroupId, Intake)> =
+            self.groups.iter().map(|(id, group)| (id, group.intake)).collect();
         self.hurry = false;
-        for (index, (group, entry)) in self.groups.iter_mut().zip(&mut ledger.groups).enumerate() {
-            let memory = &mut entry.memory;
+        for (id, group) in self.groups.iter_mut() {
+            let memory = &mut ledger.groups[id].memory;
             let new = std::mem::take(&mut group.new);
             memory.bytes = group.bytes;
             add(&mut memory.reclaimed_bytes, new.reclaimed_bytes);
@@ -176,8 +183,8 @@ impl MemoryMeter {
                 node_short: since(StallCause::DirectReclaim) + since(StallCause::Compaction),
             };
             let all = stalled.at_a_limit + stalled.node_short;
-            let user = likely_user(index, stalled, &intakes);
-            group.user = user.map(GroupId);
+            let user = likely_user(id, stalled, &intakes);
+            group.user = user;
             if !all.is_zero() {
                 self.hurry = true;
                 memory.blame.entry(user).or_default().add(all);

@@ -1,13 +1,15 @@
 //! From directories and counters to snapshots and the ledger.
 
-use std::{collections::HashMap, fs::File, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    path::Path,
+    time::Duration,
+};
 
 use enforcer_ebpf::{
     histogram::{BUCKETS, Histogram},
-    layout::{
-        CULPRIT_IDLE, CULPRIT_OTHER, CULPRIT_UNATTRIBUTED, Drop, FIRST_CULPRIT, FIRST_VICTIM, NO_VICTIM,
-        Objective,
-    },
+    layout::{CULPRIT_IDLE, CULPRIT_OTHER, CULPRIT_UNATTRIBUTED, Drop, FIRST_CULPRIT, NO_VICTIM, Objective},
 };
 
 use super::lessons::{Lesson, Lessons};
@@ -25,7 +27,8 @@ use crate::{
         slots::SlotTable,
     },
     model::{Blame, Culprit, GroupId, GroupSnapshot, Learned, Levers, Signal, Snapshot},
-    policy::{Class, Policy, Slo},
+    places::Places,
+    policy::{self, Class, Slo},
     report::ledger::{Ledger, Waiting},
     signal::{
         answers::{Answers, Totals},
@@ -47,6 +50,8 @@ const COMPLAINTS: Duration = Duration::from_mins(1);
 /// the CPUs' memory of what ran last.
 const IDLE_SHARE: u32 = 10;
 
+/// How long a victim row rests.
+const REST: Duration = Duration::from_secs(1);
 /// Who ran while a group waited is told for so long after its last slow one.
 const HOT: Duration = Duration::from_secs(1);
 /// For so long after that, it is looked at every second how much the group's own quota takes; of the others, at one in so
@@ -61,7 +66,11 @@ const BLAME_CELLS: usize = 16 << 10;
 pub struct Meter {
     counters: Counters,
     slots: SlotTable,
-    groups: Vec<Group>,
+    groups: Places<Group>,
+    /// Who has each victim row, or since when nobody has.
+    victims: BTreeMap<u32, Row>,
+    requests_are_measured: bool,
+    memory_probes: bool,
     /// By slot.
     counted: Vec<Option<Counted>>,
     places: HashMap<Directory, u32>,
@@ -76,6 +85,20 @@ pub struct Meter {
     /// Reused: the differences of one histogram.
     fresh: Counts,
     shed: Level,
+}
+
+/// A victim row. One that comes back rests, because a CPU that idled since may still write there.
+#[derive(Clone, Copy, Debug)]
+enum Row {
+    Taken,
+    FreeSince(Duration),
+}
+
+/// Groups that may not be told apart: their requests are not measured, nor who runs while they wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unmeasured {
+    #[error("all {0} rows for groups with an objective are taken: raise limits.victims in the policy")]
+    NoRow(usize),
 }
 
 /// A group's place in the probes' tables, and what was read last.
@@ -146,29 +169,64 @@ struct Counted {
 }
 
 impl Meter {
-    /// Tells the probes what counts as slow for each LS group.
+    /// Counts nothing yet.
     pub fn new(
-        policy: &Policy,
         counters: Counters,
         slots: SlotTable,
         requests_are_measured: bool,
         memory: &MemoryProbes,
     ) -> Self {
-        let mut next_victim = FIRST_VICTIM;
-        let mut groups = Vec::new();
-        for (index, group) in policy.groups.iter().enumerate() {
-            let culprit = FIRST_CULPRIT + u32::try_from(index).expect("the policy limits groups");
-            let victim = if group.class == Class::LS { next_victim } else { NO_VICTIM };
-            if victim != NO_VICTIM {
-                next_victim += 1;
-                counters.set_objective(victim, objective(group.slo, Sampling::ALL));
+        let victims = counters.victims().map(|row| (row, Row::FreeSince(Duration::ZERO))).collect();
+        Self {
+            counters,
+            slots,
+            groups: Places::default(),
+            victims,
+            requests_are_measured,
+            memory_probes: memory.any_stalls(),
+            counted: Vec::new(),
+            places: HashMap::new(),
+            uncounted: Vec::new(),
+            complain_at: Duration::ZERO,
+            running: Running::default(),
+            taken_at: Duration::ZERO,
+            ticks: 0,
+            stretch: Stretch::default(),
+            fresh: Counts::default(),
+            shed: Level::Nothing,
+        }
+    }
+
+    /// A group came, or what is promised to it has changed. Tells the probes what counts as slow.
+    ///
+    /// # Errors
+    /// Where it counts, but its requests and blame do not.
+    pub fn join(&mut self, id: GroupId, group: &policy::Group, now: Duration) -> Result<(), Unmeasured> {
+        let stalls = group.slo.memory_stall.filter(|_| self.memory_probes);
+        let stalls = stalls.map(|promised| StallCounter::new(promised, ALLOWED));
+        if let Some(known) = self.groups.get_mut(id) {
+            if known.slo != group.slo {
+                (known.slo, known.stalls) = (group.slo, stalls);
+                self.counters.set_objective(known.victim, objective(known.slo, known.sampling));
             }
-            groups.push(Group {
+            return Ok(());
+        }
+        let column = u32::try_from(id.0).expect("the agent limits groups");
+        let culprit = FIRST_CULPRIT + column;
+        self.counters.clear_culprit(culprit);
+        let (victim, result) = if group.is_victim() { self.row(now) } else { (NO_VICTIM, Ok(())) };
+        if victim != NO_VICTIM {
+            self.counters.clear_victim(victim);
+            self.counters.set_objective(victim, objective(group.slo, Sampling::ALL));
+        }
+        self.groups.put(
+            id,
+            Group {
                 class: group.class,
                 slo: group.slo,
                 victim,
                 culprit,
-                serves: victim != NO_VICTIM && requests_are_measured,
+                serves: victim != NO_VICTIM && self.requests_are_measured,
                 ages: Box::default(),
                 answers: Answers::default(),
                 look: Look::default(),
@@ -185,41 +243,49 @@ impl Meter {
                 sampling: Sampling::ALL,
                 is_sparse: false,
                 memory: MemoryTotals::default(),
-                stalls: group
-                    .slo
-                    .memory_stall
-                    .filter(|_| memory.any_stalls())
-                    .map(|promised| StallCounter::new(promised, ALLOWED)),
+                stalls,
                 stalled_ns: 0,
-            });
+            },
+        );
+        result
+    }
+
+    /// Takes a victim row, if there is one.
+    fn row(&mut self, now: Duration) -> (u32, Result<(), Unmeasured>) {
+        let count = self.victims.len();
+        let rested =
+            |row: &Row| matches!(row, Row::FreeSince(since) if since.is_zero() || *since + REST <= now);
+        match self.victims.iter_mut().find(|(_, row)| rested(row)) {
+            Some((victim, row)) => {
+                *row = Row::Taken;
+                (*victim, Ok(()))
+            }
+            None => (NO_VICTIM, Err(Unmeasured::NoRow(count))),
         }
-        Self {
-            counters,
-            slots,
-            groups,
-            counted: Vec::new(),
-            places: HashMap::new(),
-            uncounted: Vec::new(),
-            complain_at: Duration::ZERO,
-            running: Running::default(),
-            taken_at: Duration::ZERO,
-            ticks: 0,
-            stretch: Stretch::default(),
-            fresh: Counts::default(),
-            shed: Level::Nothing,
+    }
+
+    /// A group went, after all its directories.
+    pub fn leave(&mut self, id: GroupId, now: Duration) {
+        let Some(group) = self.groups.take(id) else { return };
+        if let Some(row) = self.victims.get_mut(&group.victim) {
+            *row = Row::FreeSince(now);
+        }
+        for victim in self.groups.values_mut() {
+            victim.blame_ns.remove(&group.culprit);
+            victim.asked_ns.remove(&group.culprit);
         }
     }
 
     /// From now on this counts as slow.
     pub fn set_objective(&mut self, Lesson { group, signal, threshold }: Lesson) {
-        let group = &mut self.groups[group.0];
+        let group = &mut self.groups[group];
         group.slo.set(signal, threshold);
         self.counters.set_objective(group.victim, objective(group.slo, group.sampling));
     }
 
     /// Counts a directory from now on. `path` is its absolute one.
     pub fn appeared(&mut self, directory: Directory, now: Duration, probes: &mut Probes, path: &Path) {
-        let group = &self.groups[directory.group.0];
+        let group = &self.groups[directory.group];
         if group.class == Class::BE {
             // What it did before it had a slot is not known.
             self.stretch.doubt();
@@ -265,10 +331,10 @@ impl Meter {
         let Some(slot) = self.places.remove(directory) else { return };
         let mut counted = self.counted[slot as usize].take().expect("BUG: a place without a directory");
         let last = counted.read(&self.counters, &self.running, now);
-        if self.groups[directory.group.0].class == Class::BE {
+        if self.groups[directory.group].class == Class::BE {
             self.stretch.be_ran(Duration::from_nanos(last.on_cpu_ns));
         }
-        counted.report(&self.counters, &mut self.groups[directory.group.0]);
+        counted.report(&self.counters, &mut self.groups[directory.group]);
         self.slots.release(directory.hierarchy.key(directory.inode), now);
     }
 
@@ -277,7 +343,7 @@ impl Meter {
         self.shed = level;
         let mut changed = 0;
         for counted in self.counted.iter_mut().flatten() {
-            let (group, directory) = (&self.groups[counted.directory.group.0], &counted.directory);
+            let (group, directory) = (&self.groups[counted.directory.group], &counted.directory);
             let wanted = group.answers_in(directory) && group.measures_requests(level);
             if wanted == counted.requests.is_some() {
                 continue;
@@ -343,7 +409,7 @@ impl Meter {
         into.taken_at = now;
         into.steal = steal;
         into.groups.clear();
-        into.groups.resize(self.groups.len(), GroupSnapshot::default());
+        into.groups.resize(self.groups.end(), GroupSnapshot::default());
         self.counters.running(&mut self.running);
         for &slot in self.running.recent() {
             if let Some(Some(counted)) = self.counted.get_mut(slot as usize) {
@@ -355,26 +421,27 @@ impl Meter {
         for counted in self.counted.iter_mut().flatten() {
             let group = &mut into.groups[counted.directory.group.0];
             let cpu_cores = group.cpu_cores.get_or_insert_default();
-            let objective = self.groups[counted.directory.group.0].slo.run_queue_wait_p99;
+            let objective = self.groups[counted.directory.group].slo.run_queue_wait_p99;
             let waits = objective.map(|_| group.waits.get_or_insert_default());
             if !counted.runs(now) && counted.slot % IDLE_SHARE != turn {
                 continue;
             }
             let new = counted.read(&self.counters, &self.running, now);
             *cpu_cores += new.on_cpu_ns as f64 / elapsed_ns.max(1.0);
-            if self.groups[counted.directory.group.0].class == Class::BE {
+            if self.groups[counted.directory.group].class == Class::BE {
                 self.stretch.be_ran(Duration::from_nanos(new.on_cpu_ns));
             }
             if let Some(waits) = waits {
                 *waits += Tally { total: new.waits, slow: new.slow };
             }
             // Who does not run does not stall, or has not come out of it.
-            let group = &mut self.groups[counted.directory.group.0];
+            let group = &mut self.groups[counted.directory.group];
             if group.stalls.is_some() && new.on_cpu_ns > 0 {
                 group.stalled_ns += counted.read_memory(&self.counters).stalled_ns();
             }
         }
-        for (group, snapshot) in self.groups.iter_mut().zip(&mut into.groups) {
+        for (id, group) in self.groups.iter_mut() {
+            let snapshot = &mut into.groups[id.0];
             if group.serves && group.measures_requests(self.shed) {
                 let new = group.look_at_requests(&self.counters);
                 snapshot.requests = group.slo.request_latency_p99.map(|_| new);
@@ -404,12 +471,17 @@ impl Meter {
         into.blame.clear();
         let culprits = self.counters.culprits();
         let rows = (BLAME_CELLS / culprits.len()).max(1);
-        let count = self.groups.len();
-        let first = self.ticks as usize % count;
-        let order = (0..count).map(|place| (first + place) % count);
-        let hot = order.filter(|&place| now < self.groups[place].hot_until).take(rows);
-        for place in hot.collect::<Vec<_>>() {
-            let group = &mut self.groups[place];
+        let is_hot = |(id, group): (GroupId, &Group)| {
+            (group.victim != NO_VICTIM && now < group.hot_until).then_some(id)
+        };
+        let mut hot: Vec<GroupId> = self.groups.iter().filter_map(is_hot).collect();
+        if hot.len() > rows {
+            // In turns, where not all can be asked.
+            let first = self.ticks as usize % hot.len();
+            hot.rotate_left(first);
+        }
+        for id in hot.into_iter().take(rows) {
+            let group = &mut self.groups[id];
             for column in culprits.clone() {
                 let ns = self.counters.blame_ns(group.victim, column);
                 if ns == 0 {
@@ -418,7 +490,7 @@ impl Meter {
                 let new_ns = ns - group.asked_ns.insert(column, ns).unwrap_or_default();
                 if new_ns > 0 {
                     let waited = Duration::from_nanos(new_ns);
-                    into.blame.push(Blame { victim: GroupId(place), culprit: culprit(column), waited });
+                    into.blame.push(Blame { victim: id, culprit: culprit(column), waited });
                 }
             }
         }
@@ -426,26 +498,28 @@ impl Meter {
 
     /// Notes what a BE group can be held back with.
     pub fn set_levers(&mut self, group: GroupId, levers: Levers) {
-        self.groups[group.0].levers = levers;
+        self.groups[group].levers = levers;
     }
 
     /// Looks how much the own quotas of groups in trouble take from them. Once a second, and less often at the others: the
     /// files are many, and trouble must not find that nothing is known.
     pub fn look_at_throttling(&mut self, now: Duration, mounts: &Mounts) {
         let hierarchy = mounts.cpu_hierarchy();
-        for place in 0..self.groups.len() {
-            let group = &self.groups[place];
+        let mut due = Vec::new();
+        for (id, group) in self.groups.iter() {
             let is_calm = now >= group.hot_until + THROTTLING && group.throttling.looked.is_some();
-            let is_its_turn = (now.as_secs() + place as u64).is_multiple_of(CALM_LOOKS);
-            if group.class == Class::BE || (is_calm && !is_its_turn) {
-                continue;
+            let is_its_turn = (now.as_secs() + id.0 as u64).is_multiple_of(CALM_LOOKS);
+            if group.class == Class::LS && (!is_calm || is_its_turn) {
+                due.push(id);
             }
-            let directories = self.directories_of(GroupId(place), hierarchy);
+        }
+        for id in due {
+            let directories = self.directories_of(id, hierarchy);
             let times = directories.filter_map(|(directory, _)| {
                 cpu_stat::throttled(hierarchy, &mounts.point(hierarchy).join(&directory.path))
             });
             let time: Duration = times.sum();
-            let throttling = &mut self.groups[place].throttling;
+            let throttling = &mut self.groups[id].throttling;
             let last = throttling.looked.replace((now, time)).filter(|(at, _)| *at < now);
             throttling.share = match last {
                 Some((at, before)) => {
@@ -458,7 +532,7 @@ impl Meter {
 
     /// Tells the probes how thick slow ones may come, from how often each signal was heard since the last call.
     fn set_paces(&mut self, elapsed: Duration) {
-        for group in self.groups.iter_mut().filter(|group| group.victim != NO_VICTIM) {
+        for group in self.groups.values_mut().filter(|group| group.victim != NO_VICTIM) {
             for (signal, rate) in Signal::ALL.into_iter().zip(&mut group.rates) {
                 let hz = std::mem::take(&mut rate.heard) as f64 / elapsed.as_secs_f64().max(1e-3);
                 rate.hz = f64::midpoint(rate.hz, hz);
@@ -469,8 +543,8 @@ impl Meter {
 
     /// Looks at more or fewer of the requests of groups whose rate changed, by what was heard until the last report.
     pub fn sample_requests(&mut self, probes: &mut Probes, mounts: &Mounts) {
-        for place in 0..self.groups.len() {
-            let group = &mut self.groups[place];
+        let mut changed = Vec::new();
+        for (id, group) in self.groups.iter_mut().filter(|(_, group)| group.serves) {
             let rate_hz =
                 group.rates[Signal::RequestLatency as usize].hz * f64::from(group.sampling.factor());
             let before = group.sampling;
@@ -478,24 +552,28 @@ impl Meter {
             // Requests that began before they became sparse are looked for until the next report; and all are before they
             // cease to be.
             let is_sparse = group.sampling != Sampling::ALL && before != Sampling::ALL;
-            if is_sparse != std::mem::replace(&mut group.is_sparse, is_sparse) {
-                self.count_requests(GroupId(place), probes, mounts);
-            }
-            let group = &self.groups[place];
-            if group.sampling != before {
-                let one_in = group.sampling.factor();
-                tracing::debug!(victim = group.victim, one_in, "another part of the requests is looked at");
-                self.counters.set_objective(group.victim, objective(group.slo, group.sampling));
+            let is_other = is_sparse != std::mem::replace(&mut group.is_sparse, is_sparse);
+            if is_other || group.sampling != before {
+                changed.push((id, is_other));
             }
         }
-        if self.groups.iter().all(|group| !group.is_sparse) {
+        for (id, is_other) in changed {
+            if is_other {
+                self.count_requests(id, probes, mounts);
+            }
+            let group = &self.groups[id];
+            let one_in = group.sampling.factor();
+            tracing::debug!(victim = group.victim, one_in, "another part of the requests is looked at");
+            self.counters.set_objective(group.victim, objective(group.slo, group.sampling));
+        }
+        if self.groups.values().all(|group| !group.is_sparse) {
             self.counters.nothing_pending();
         }
     }
 
     /// Puts the programs for all requests of a group, or for a part of them, in place.
     fn count_requests(&mut self, id: GroupId, probes: &mut Probes, mounts: &Mounts) {
-        let is_sparse = self.groups[id.0].is_sparse;
+        let is_sparse = self.groups[id].is_sparse;
         let of_group = |counted: &&mut Counted| counted.directory.group == id;
         for counted in self.counted.iter_mut().flatten().filter(of_group) {
             let path = mounts.point(counted.directory.hierarchy).join(&counted.directory.path);
@@ -515,7 +593,7 @@ impl Meter {
             // BE may run for a while in a directory that no rescan has found yet.
             stretch.doubt();
         }
-        if self.uncounted.iter().any(|directory| self.groups[directory.group.0].class == Class::BE) {
+        if self.uncounted.iter().any(|directory| self.groups[directory.group].class == Class::BE) {
             stretch.doubt();
         }
         if lessons.begin(&stretch) { stretch.elapsed() } else { Duration::ZERO }
@@ -526,23 +604,22 @@ impl Meter {
         self.set_paces(elapsed);
         ledger.quiet += self.listen(lessons, ledger.unwatched);
         let mut learned = Vec::new();
-        for group in &mut ledger.groups {
+        for group in ledger.groups.values_mut() {
             (group.cgroups, group.cgroups_uncounted) = (0, 0);
         }
         for counted in self.counted.iter_mut().flatten() {
-            let group = counted.directory.group.0;
+            let group = counted.directory.group;
             counted.report(&self.counters, &mut self.groups[group]);
             ledger.groups[group].cgroups += 1;
         }
         for directory in &self.uncounted {
-            ledger.groups[directory.group.0].cgroups_uncounted += 1;
+            ledger.groups[directory.group].cgroups_uncounted += 1;
         }
-        for (group, entry) in self.groups.iter().zip(&mut ledger.groups) {
+        for (id, group) in self.groups.iter_mut() {
+            let entry = &mut ledger.groups[id];
             entry.levers = group.levers;
             entry.slo = group.slo;
-            entry.put_requests_by(group.class == Class::LS && !group.measures_requests(self.shed));
-        }
-        for (place, (group, entry)) in self.groups.iter_mut().zip(&mut ledger.groups).enumerate() {
+            entry.put_requests_by(group.victim != NO_VICTIM && !group.measures_requests(self.shed));
             let waits = std::mem::take(&mut group.waits);
             entry.cpu.add_ns(waits.on_cpu_ns);
             entry.switches += waits.switches;
@@ -550,7 +627,7 @@ impl Meter {
                 let tally = Tally { total: waits.waits, slow: waits.slow };
                 entry.waits.add(&group.wait_counts, Duration::from_nanos(waits.wait_ns), tally);
                 entry.spend(self.taken_at, Signal::RunQueueWait, tally);
-                learned.extend(lessons.hear(GroupId(place), Signal::RunQueueWait, &group.wait_counts));
+                learned.extend(lessons.hear(id, Signal::RunQueueWait, &group.wait_counts));
                 group.wait_counts.clear();
             }
             entry.memory.add(&std::mem::take(&mut group.memory));
@@ -566,7 +643,9 @@ impl Meter {
                     }
                 }
             }
-            if let Some(durations) = &mut entry.requests {
+            if let Some(durations) = &mut entry.requests
+                && group.victim != NO_VICTIM
+            {
                 let totals = self.counters.requests(group.victim);
                 let old = std::mem::replace(&mut group.requests_reported, totals);
                 let Look { in_flight, written_off, .. } = group.look;
@@ -588,7 +667,7 @@ impl Meter {
                     let latency_ns = (totals.latency_ns - old.latency_ns) * factor;
                     durations.add(&self.fresh.times(factor), Duration::from_nanos(latency_ns), tally);
                     entry.spend(self.taken_at, Signal::RequestLatency, tally);
-                    learned.extend(lessons.hear(GroupId(place), Signal::RequestLatency, &self.fresh));
+                    learned.extend(lessons.hear(id, Signal::RequestLatency, &self.fresh));
                 }
             }
         }
@@ -619,7 +698,7 @@ impl Group {
 
     /// Whether requests to a directory of its are answered there.
     fn answers_in(&self, directory: &Directory) -> bool {
-        self.class == Class::LS && directory.hierarchy == Hierarchy::V2 && directory.is_top
+        self.victim != NO_VICTIM && directory.hierarchy == Hierarchy::V2 && directory.is_top
     }
 
     /// Whether its requests are measured although so much is left out.

@@ -2,13 +2,18 @@
 //!
 //! The only owner of the clock and of all state.
 
+mod citizen;
 mod cost;
+mod evictions;
 mod lessons;
 mod levers;
 mod memory;
 mod meter;
+mod pods;
+mod specs;
 mod steal;
 mod targets;
+mod usage;
 
 use std::{
     net::SocketAddr,
@@ -24,7 +29,9 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use self::{cost::CostMeter, lessons::Lessons, memory::MemoryMeter, meter::Meter, steal::StealMeter};
+use self::{
+    citizen::Citizen, cost::CostMeter, lessons::Lessons, memory::MemoryMeter, meter::Meter, steal::StealMeter,
+};
 use crate::{
     actuation::{
         Actuator,
@@ -37,6 +44,7 @@ use crate::{
         tree::{Change, Directory, Tree},
     },
     clock,
+    cluster::link::Place,
     decision::{
         check,
         governor::{Governor, Mode},
@@ -50,7 +58,8 @@ use crate::{
         support::{Sizes, Support},
     },
     model::{GroupId, Snapshot},
-    policy::{self, Class, Policy},
+    places::Places,
+    policy::{self, Class, Group, Policy},
     record::{Header, Recorder},
     report::{
         history::{NewPlan, Reaction},
@@ -82,6 +91,8 @@ pub struct Options {
     pub record: Option<PathBuf>,
     /// Start a guardian that takes this process for hung when it begins no tick for so long. `None`: somebody else does.
     pub watchdog: Option<Duration>,
+    /// The node of a cluster that this is; `None`: there is no cluster.
+    pub node: Option<Place>,
     /// Use the wake-up probes although the kernel may offer better.
     pub force_wakeups: bool,
 }
@@ -119,6 +130,7 @@ fn restore_leftovers(journal: &mut Journal, mounts: &Mounts) -> Result<()> {
 
 struct Agent {
     policy: Policy,
+    groups: Places<Group>,
     online: CpuList,
     tree: Tree,
     probes: Probes,
@@ -132,6 +144,7 @@ struct Agent {
     steal: StealMeter,
     governor: Governor,
     actuator: Actuator,
+    cluster: Option<Citizen>,
     lease: Lease,
     // After the actuator, so that it is ended when everything was restored.
     guardian: Option<Guardian>,
@@ -145,6 +158,8 @@ struct Agent {
     reported_at: Duration,
     /// Decisions since the ledger was brought up to date.
     changes: Vec<NewPlan>,
+    /// Groups that came, changed or went since then.
+    roster: Vec<(GroupId, Option<Group>)>,
     counts: Counts,
 }
 
@@ -170,15 +185,21 @@ impl Agent {
         let mut journal = Journal::open_within(&options.state_dir, JOURNAL_PATIENCE)?;
         restore_leftovers(&mut journal, &mounts)?;
 
+        anyhow::ensure!(
+            options.node.is_some() || !policy.groups.is_empty(),
+            "{} names no groups, and without --node NAME there are no pods either",
+            options.policy.display()
+        );
+
         let support = Support::of_running_kernel(options.force_wakeups)?;
-        let sizes = sizes(&policy, cpus);
+        let sizes = sizes(&policy, cpus, options.node.is_some());
         let Loaded { probes, counters, slots, onsets, log } =
             Probes::load(&support, identity(&mounts), sizes)?;
         if let Some(missing) = &probes.request_latency_missing {
             tracing::warn!("request latency is not measured: {missing}");
         }
         let ledger = Ledger::new(
-            &policy,
+            policy.overhead.ratio(),
             options.shadow,
             sizes,
             support.wait_source,
@@ -195,29 +216,31 @@ impl Agent {
         });
         let header = Header::new(online_count, options.shadow, policy_text);
         let recorder = options.record.as_deref().map(|path| Recorder::start(path, &header)).transpose()?;
+        let cluster = options.node.clone().map(|place| {
+            let (settings, first) = (policy.kubernetes.clone(), policy.groups.len());
+            Citizen::start(place, settings, online_count, first, &options.state_dir, options.shadow)
+        });
+        let cluster = cluster.transpose()?;
         let lease = Lease::open(&options.state_dir)?;
         let guardian = start_guardian(options)?;
-        let tree = Tree::new(mounts.clone(), patterns.collect());
+        let tree = Tree::new(mounts.clone(), patterns.collect(), cluster.is_some());
         let mode = if options.shadow { Mode::Shadow } else { Mode::Enforce };
         tracing::info!(
             %address, groups = policy.groups.len(), layout = ?mounts.layout(), wait_source = ?support.wait_source,
             shadow = options.shadow, kernel_bytes = sizes.memory_bytes(), "probes attached"
         );
-        let lessons = Lessons::of(&policy, &options.state_dir);
         let serves = probes.request_latency_missing.is_none();
-        let mut meter = Meter::new(&policy, counters, slots, serves, &probes.memory);
-        for lesson in lessons.known() {
-            meter.set_objective(lesson);
-        }
-        Ok(Self {
-            governor: Governor::new(&policy, mode),
-            meter,
-            memory: MemoryMeter::new(&policy),
-            lessons,
+        let mut agent = Self {
+            governor: Governor::new(mode, policy.cpus),
+            meter: Meter::new(counters, slots, serves, &probes.memory),
+            memory: MemoryMeter::default(),
+            lessons: Lessons::of(&options.state_dir),
+            groups: Places::default(),
             cost: CostMeter::new(online.len()),
             shedder: Shedder::new(policy.overhead.ratio()),
             steal: StealMeter::default(),
             actuator: Actuator::new(mounts, journal, options.shadow),
+            cluster,
             recorder,
             lease,
             guardian,
@@ -235,8 +258,65 @@ impl Agent {
             report_at: Duration::ZERO,
             reported_at: Duration::ZERO,
             changes: Vec::new(),
+            roster: Vec::new(),
             counts: Counts::default(),
-        })
+        };
+        for (place, group) in agent.policy.groups.clone().into_iter().enumerate() {
+            agent.join(GroupId(place), group);
+        }
+        Ok(agent)
+    }
+
+    /// A group came, or what holds for it has changed. One of the policy is in the recording's header.
+    fn join(&mut self, id: GroupId, group: Group) {
+        let now = self.snapshot.taken_at;
+        if let (Some(recorder), true) = (&mut self.recorder, id.0 >= self.policy.groups.len()) {
+            recorder.join(id, &group);
+        }
+        if let Err(unmeasured) = self.meter.join(id, &group, now) {
+            tracing::warn!(group = group.name, "requests and waits are not measured: {unmeasured}");
+        }
+        self.governor.join(id, &group);
+        self.memory.join(id, &group);
+        for lesson in self.lessons.join(id, &group) {
+            self.meter.set_objective(lesson);
+        }
+        self.roster.push((id, Some(group.clone())));
+        self.groups.put(id, group);
+    }
+
+    /// A group went. Its directories belong to nobody any more.
+    fn leave(&mut self, id: GroupId, now: Duration) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.leave(id);
+        }
+        self.governor.leave(id);
+        self.memory.leave(id);
+        self.lessons.leave(id);
+        self.meter.leave(id, now);
+        self.groups.take(id);
+        self.roster.push((id, None));
+    }
+
+    /// Pods come and go as the API server says.
+    fn follow_pods(&mut self, now: Duration, changes: Vec<pods::Change>) {
+        for change in changes {
+            match change {
+                pods::Change::Join { id, group, cgroup_uid } => {
+                    let is_known = self.groups.get(id).is_some();
+                    self.join(id, group);
+                    if !is_known {
+                        let changes = self.tree.assign(&cgroup_uid, Some(id));
+                        self.take_in(changes, now);
+                    }
+                }
+                pods::Change::Leave { id, cgroup_uid } => {
+                    let changes = self.tree.assign(&cgroup_uid, None);
+                    self.take_in(changes, now);
+                    self.leave(id, now);
+                }
+            }
+        }
     }
 
     async fn run(&mut self) -> Result<()> {
@@ -303,10 +383,21 @@ impl Agent {
     fn tick(&mut self, onset: Option<Onset>) {
         let now = self.started.elapsed();
         self.renew_lease();
+        if let Some(cluster) = &mut self.cluster {
+            let changes = cluster.follow(now);
+            self.follow_pods(now, changes);
+        }
         self.follow_cgroups(now);
         let steal = self.steal.read(now);
+        let elapsed = now.saturating_sub(self.snapshot.taken_at);
         self.meter.snapshot(now, steal, &mut self.snapshot);
         self.memory.fill(&mut self.snapshot);
+        if let Some(cluster) = &mut self.cluster {
+            cluster.tick(&mut self.snapshot, elapsed);
+            if let Some(standing) = cluster.standing(&self.meter, self.tree.mounts()) {
+                self.actuator.stand(standing);
+            }
+        }
         let is_decision = self.decide();
         self.act(now);
         if is_decision && let (Some(change), Some(onset)) = (self.changes.last_mut(), onset) {
@@ -352,12 +443,20 @@ impl Agent {
 
     fn follow_cgroups(&mut self, now: Duration) {
         let changes = self.tree.poll(now);
+        self.take_in(changes, now);
+    }
+
+    /// Directories came and went.
+    fn take_in(&mut self, changes: Vec<Change>, now: Duration) {
         let mut regrouped: Vec<GroupId> = Vec::new();
         let mut may_have_room = self.meter.has_uncounted() && now >= self.report_at;
         for change in changes {
             let (Change::Appeared(directory) | Change::Vanished(directory)) = &change;
             if directory.is_top && !regrouped.contains(&directory.group) {
                 regrouped.push(directory.group);
+            }
+            if let Some(cluster) = &mut self.cluster {
+                cluster.touch(directory.group);
             }
             match change {
                 Change::Appeared(directory) => self.count(directory, now),
@@ -373,7 +472,7 @@ impl Agent {
             }
         }
         for group in regrouped {
-            let policy = &self.policy.groups[group.0];
+            let Some(policy) = self.groups.get(group) else { continue };
             if policy.class == Class::BE {
                 let levers = levers::of(group, &self.meter, self.tree.mounts());
                 self.meter.set_levers(group, levers.and(policy.levers));
@@ -390,7 +489,7 @@ impl Agent {
     fn decide(&mut self) -> bool {
         let plan = self.governor.decide(&self.snapshot);
         if plan.reason.label() != self.plan.reason.label() {
-            let sentence = plan.reason.sentence(|group| &self.policy.groups[group.0].name);
+            let sentence = plan.reason.sentence(|group| &self.groups[group].name);
             tracing::info!(reason = plan.reason.label(), "{sentence}");
         }
         // The windows of a trial are not decisions of their own.
@@ -404,7 +503,7 @@ impl Agent {
         if *plan != self.plan {
             self.plan.clone_from(plan);
         }
-        if let Err(insane) = check::clear_if_insane(&mut self.plan, &self.policy) {
+        if let Err(insane) = check::clear_if_insane(&mut self.plan, &self.groups) {
             tracing::error!(%insane, "BUG: the plan is not carried out; please report this");
         }
         if let Some(recorder) = &mut self.recorder {
@@ -434,9 +533,16 @@ impl Agent {
         let (cost, shedder) = (&self.cost, &self.shedder);
         let (meter, memory, plan, counts) = (&mut self.meter, &mut self.memory, &self.plan, &mut self.counts);
         let lessons = &mut self.lessons;
-        let changes = &self.changes;
+        let (changes, roster) = (&self.changes, &self.roster);
         let (steal, unwatched) = (self.snapshot.steal, self.tree.unwatched());
+        let told = self.cluster.as_ref().map(Citizen::told);
         let done = self.shared.try_update(|ledger| {
+            for (id, group) in roster {
+                match group {
+                    Some(group) => ledger.join(*id, group),
+                    None => ledger.leave(*id),
+                }
+            }
             meter.report(ledger, elapsed, lessons);
             memory.report(ledger);
             ledger.plan(plan, elapsed);
@@ -456,10 +562,17 @@ impl Agent {
                 ledger.note_probe_time(program, time);
             }
             ledger.unwatched = unwatched;
+            ledger.cluster = told;
             ledger.ready = true;
         });
         if done {
             *counts = Counts::default();
+            self.roster.clear();
+            if let Some(cluster) = &mut self.cluster {
+                let mounts = self.tree.mounts();
+                let waiting = cluster.report(now, &self.plan, &self.changes, &self.meter, mounts);
+                self.follow_pods(now, waiting);
+            }
             self.changes.clear();
             self.reported_at = now;
             self.report_at = now + REPORT;
@@ -491,13 +604,15 @@ const fn identity(mounts: &Mounts) -> Identity {
     }
 }
 
-fn sizes(policy: &Policy, cpus: u32) -> Sizes {
+/// `pods`: there will be some beside the groups of the policy.
+fn sizes(policy: &Policy, cpus: u32, pods: bool) -> Sizes {
     let count = |class| policy.groups.iter().filter(|group| group.class == class).count();
     let number = |n: usize| u32::try_from(n).expect("the policy limits groups");
+    let of_pods = |limit| if pods { limit } else { 0 };
     Sizes {
         cpus,
         slots: FIRST_SLOT + policy.cgroups_max,
-        victims: FIRST_VICTIM + number(count(Class::LS)),
-        culprits: FIRST_CULPRIT + number(policy.groups.len()),
+        victims: FIRST_VICTIM + number(count(Class::LS)) + of_pods(policy.kubernetes.victims_max),
+        culprits: FIRST_CULPRIT + number(policy.groups.len()) + of_pods(policy.kubernetes.pods_max),
     }
 }

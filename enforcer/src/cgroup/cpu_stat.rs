@@ -2,17 +2,31 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use super::hierarchy::Hierarchy;
+use super::hierarchy::{Hierarchy, Mounts};
 
 /// Time throttled since the directory was made, summed over CPUs. `None`: no quota can be set there, or it went.
 pub fn throttled(hierarchy: Hierarchy, directory: &Path) -> Option<Duration> {
     parse(hierarchy, &fs::read_to_string(directory.join("cpu.stat")).ok()?)
 }
 
+/// CPU time used by everything at and below a path. `None`: unknown.
+pub fn used(mounts: &Mounts, path: &Path) -> Option<Duration> {
+    if let Some(v2) = &mounts.v2
+        && let Ok(text) = fs::read_to_string(v2.join(path).join("cpu.stat"))
+        && let Some(usec) = text.lines().find_map(|line| line.strip_prefix("usage_usec "))
+    {
+        return usec.trim().parse().ok().map(Duration::from_micros);
+    }
+    let v1 = mounts.v1_cpu.as_ref()?.join(path).join("cpuacct.usage");
+    fs::read_to_string(v1).ok()?.trim().parse().ok().map(Duration::from_nanos)
+}
+
 fn parse(hierarchy: Hierarchy, text: &str) -> Option<Duration> {
     let (key, unit): (&str, fn(u64) -> Duration) = match hierarchy {
         Hierarchy::V2 => ("throttled_usec ", Duration::from_micros),
-        Hierarchy::V1Cpu | Hierarchy::V1Cpuset => ("throttled_time ", Duration::from_nanos),
+        Hierarchy::V1Cpu | Hierarchy::V1Cpuset | Hierarchy::V1Memory => {
+            ("throttled_time ", Duration::from_nanos)
+        }
     };
     let number = text.lines().find_map(|line| line.strip_prefix(key))?;
     number.trim().parse().ok().map(unit)

@@ -14,6 +14,8 @@ pub enum Hierarchy {
     V1Cpu,
     /// The v1 hierarchy that holds the cpuset controller. Not followed: its directories are looked up by the paths of others.
     V1Cpuset,
+    /// The v1 hierarchy that holds the memory controller. Likewise.
+    V1Memory,
 }
 
 impl Hierarchy {
@@ -23,7 +25,7 @@ impl Hierarchy {
             Self::V2 => Key::v2(inode),
             Self::V1Cpu => Key::v1_cpu(inode),
             // They do not look there.
-            Self::V1Cpuset => Key::EMPTY,
+            Self::V1Cpuset | Self::V1Memory => Key::EMPTY,
         }
     }
 }
@@ -34,6 +36,7 @@ impl std::fmt::Display for Hierarchy {
             Self::V2 => "v2",
             Self::V1Cpu => "v1 cpu",
             Self::V1Cpuset => "v1 cpuset",
+            Self::V1Memory => "v1 memory",
         })
     }
 }
@@ -67,7 +70,7 @@ pub struct Mounts {
     pub v2: Option<PathBuf>,
     pub v1_cpu: Option<PathBuf>,
     pub v1_cpuset: Option<PathBuf>,
-    /// Where the memory controller is, unless it is in v2. Nothing is written there.
+    /// Where the memory controller is, unless it is in v2.
     pub v1_memory: Option<PathBuf>,
 }
 
@@ -152,6 +155,15 @@ impl Mounts {
         }
     }
 
+    /// The hierarchy that limits memory, where there is one.
+    pub const fn memory_limit_hierarchy(&self) -> Option<Hierarchy> {
+        match (&self.v1_memory, &self.v2) {
+            (Some(_), _) => Some(Hierarchy::V1Memory),
+            (None, Some(_)) => Some(Hierarchy::V2),
+            (None, None) => None,
+        }
+    }
+
     /// Followed hierarchies with their mount points.
     pub fn iter(&self) -> impl Iterator<Item = (Hierarchy, &Path)> {
         let v2 = self.v2.as_deref().map(|point| (Hierarchy::V2, point));
@@ -173,6 +185,7 @@ impl Mounts {
             Hierarchy::V2 => &self.v2,
             Hierarchy::V1Cpu => &self.v1_cpu,
             Hierarchy::V1Cpuset => &self.v1_cpuset,
+            Hierarchy::V1Memory => &self.v1_memory,
         };
         point.as_deref()
     }

@@ -92,6 +92,21 @@ fn of_v1(directory: &Path) -> Reading {
     }
 }
 
+/// What a directory, with all below it, uses and the kernel cannot take away: anonymous and unevictable memory, which is
+/// what Koordinator counts as used. `None`: unknown.
+pub fn unreclaimable(mounts: &Mounts, path: &Path) -> Option<u64> {
+    let (directory, prefix) = match (&mounts.v1_memory, &mounts.v2) {
+        (Some(v1), _) => (v1.join(path), "total_"),
+        (None, Some(v2)) => (v2.join(path), ""),
+        (None, None) => return None,
+    };
+    let stat = text(&directory.join("memory.stat"))?;
+    ["inactive_anon", "active_anon", "unevictable"]
+        .iter()
+        .map(|key| value(&stat, &format!("{prefix}{key}")))
+        .sum()
+}
+
 /// Rounded down as the kernel does.
 pub fn whole_pages(bytes: u64) -> u64 {
     bytes - bytes % rustix::param::page_size() as u64

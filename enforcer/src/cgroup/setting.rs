@@ -1,4 +1,4 @@
-//! The values that enforcer may replace in a directory: one per lever, read and written whole.
+//! The values that enforcer may replace in a directory, each read and written whole.
 
 use std::{
     fs, io,
@@ -14,6 +14,9 @@ use super::{
     hierarchy::Hierarchy,
 };
 use crate::model::{CpuLimit, Lever};
+
+/// v1 rounds its greatest number down to whole pages.
+const V1_UNLIMITED: u64 = 1 << 62;
 
 /// Why a value could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +34,7 @@ pub enum Error {
     Unreadable { path: PathBuf, found: String, expected: &'static str },
 }
 
-/// What one lever sets.
+/// A value for one knob.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Setting {
@@ -41,6 +44,40 @@ pub enum Setting {
     Cpus(CpuList),
     /// `memory.high` in bytes, whole pages; `None`: no limit.
     MemoryHigh(Option<u64>),
+    /// `memory.max`, or `memory.limit_in_bytes` on v1.
+    MemoryMax(Option<u64>),
+    /// `memory.min` and `memory.low` in bytes.
+    MemoryMin(u64),
+    MemoryLow(u64),
+    /// What may be saved of a quota: `cpu.max.burst`, or `cpu.cfs_burst_us` on v1, in microseconds.
+    Burst(u64),
+}
+
+/// One of the things that can be set. What is quickest to undo comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Knob {
+    Freeze,
+    Priority,
+    Quota,
+    Burst,
+    Cpus,
+    MemoryHigh,
+    MemoryMax,
+    MemoryMin,
+    MemoryLow,
+}
+
+impl From<Lever> for Knob {
+    fn from(lever: Lever) -> Self {
+        match lever {
+            Lever::Freeze => Self::Freeze,
+            Lever::Idle => Self::Priority,
+            Lever::Quota => Self::Quota,
+            Lever::Cpuset => Self::Cpus,
+            Lever::Memory => Self::MemoryHigh,
+        }
+    }
 }
 
 /// Who goes first when several directories want the same CPU.
@@ -54,21 +91,26 @@ pub enum Priority {
 }
 
 impl Setting {
-    pub const fn lever(&self) -> Lever {
+    /// What it is a value for.
+    pub const fn knob(&self) -> Knob {
         match self {
-            Self::Frozen(_) => Lever::Freeze,
-            Self::Priority(_) => Lever::Idle,
-            Self::Quota(_) => Lever::Quota,
-            Self::Cpus(_) => Lever::Cpuset,
-            Self::MemoryHigh(_) => Lever::Memory,
+            Self::Frozen(_) => Knob::Freeze,
+            Self::Priority(_) => Knob::Priority,
+            Self::Quota(_) => Knob::Quota,
+            Self::Cpus(_) => Knob::Cpus,
+            Self::MemoryHigh(_) => Knob::MemoryHigh,
+            Self::MemoryMax(_) => Knob::MemoryMax,
+            Self::MemoryMin(_) => Knob::MemoryMin,
+            Self::MemoryLow(_) => Knob::MemoryLow,
+            Self::Burst(_) => Knob::Burst,
         }
     }
 }
 
 impl Setting {
-    /// Whether writing it may take long: the kernel makes whoever lowers `memory.high` reclaim what is above it.
+    /// Whether writing it may take long: the kernel makes whoever lowers a memory limit reclaim what is above it.
     pub const fn may_block(&self) -> bool {
-        matches!(self, Self::MemoryHigh(Some(_)))
+        matches!(self, Self::MemoryHigh(Some(_)) | Self::MemoryMax(Some(_)))
     }
 
     /// The tighter one of this and what the owner allows: enforcer takes away, it never gives.
@@ -85,6 +127,7 @@ impl Setting {
                 Self::Cpus(owners.last(ours.len()))
             }
             (Self::MemoryHigh(ours), Self::MemoryHigh(Some(owners)))
+            | (Self::MemoryMax(ours), Self::MemoryMax(Some(owners)))
                 if ours.is_none_or(|ours| ours >= *owners) =>
             {
                 owner.clone()
@@ -106,11 +149,16 @@ impl std::fmt::Display for Setting {
             Self::Cpus(cpus) => write!(f, "cpuset.cpus {cpus}"),
             Self::MemoryHigh(Some(bytes)) => write!(f, "memory.high {bytes}"),
             Self::MemoryHigh(None) => f.write_str("memory.high max"),
+            Self::MemoryMax(Some(bytes)) => write!(f, "memory limit {bytes}"),
+            Self::MemoryMax(None) => f.write_str("memory limit max"),
+            Self::MemoryMin(bytes) => write!(f, "memory.min {bytes}"),
+            Self::MemoryLow(bytes) => write!(f, "memory.low {bytes}"),
+            Self::Burst(us) => write!(f, "CPU burst {us} us"),
         }
     }
 }
 
-/// One lever of one directory.
+/// One knob of one directory.
 #[derive(Debug)]
 pub struct SettingFile {
     hierarchy: Hierarchy,
@@ -124,20 +172,25 @@ enum File {
     Priority,
     Quota(CpuLimitFile),
     Cpuset(CpuSetController),
-    MemoryHigh,
+    /// One number in one file; `max` where there is no limit.
+    Limit(&'static str),
+    Amount(&'static str),
 }
 
 impl SettingFile {
     /// `directory` is absolute.
-    pub fn new(hierarchy: Hierarchy, directory: PathBuf, lever: Lever) -> Self {
-        let file = match lever {
-            Lever::Freeze => File::Freeze,
-            Lever::Idle => File::Priority,
-            Lever::Quota => File::Quota(CpuLimitFile::new(hierarchy, directory.clone())),
-            Lever::Cpuset => {
-                File::Cpuset(CpuSetController::new(directory.clone(), hierarchy == Hierarchy::V2))
-            }
-            Lever::Memory => File::MemoryHigh,
+    pub fn new(hierarchy: Hierarchy, directory: PathBuf, knob: Knob) -> Self {
+        let is_v2 = hierarchy == Hierarchy::V2;
+        let file = match knob {
+            Knob::Freeze => File::Freeze,
+            Knob::Priority => File::Priority,
+            Knob::Quota => File::Quota(CpuLimitFile::new(hierarchy, directory.clone())),
+            Knob::Burst => File::Amount(if is_v2 { "cpu.max.burst" } else { "cpu.cfs_burst_us" }),
+            Knob::Cpus => File::Cpuset(CpuSetController::new(directory.clone(), is_v2)),
+            Knob::MemoryHigh => File::Limit("memory.high"),
+            Knob::MemoryMax => File::Limit(if is_v2 { "memory.max" } else { "memory.limit_in_bytes" }),
+            Knob::MemoryMin => File::Amount("memory.min"),
+            Knob::MemoryLow => File::Amount("memory.low"),
         };
         Self { hierarchy, directory, file }
     }
@@ -155,7 +208,7 @@ impl SettingFile {
         match &self.file {
             File::Freeze => Ok(Setting::Frozen(self.number("cgroup.freeze")? != 0)),
             File::Priority => {
-                let is_idle = self.number("cpu.idle")? != 0;
+                let is_idle = self.is_idle()?;
                 let weight = || self.number(self.weight_file()).map(Priority::Weight);
                 Ok(Setting::Priority(if is_idle { Priority::Idle } else { weight()? }))
             }
@@ -170,11 +223,36 @@ impl SettingFile {
                 })?;
                 Ok(Setting::Cpus(cpus))
             }
-            File::MemoryHigh => {
-                let is_limited = self.text("memory.high")?.trim() != "max";
-                Ok(Setting::MemoryHigh(if is_limited { Some(self.number("memory.high")?) } else { None }))
-            }
+            File::Limit(file) => self.limit(file).map(|limit| match *file {
+                "memory.high" => Setting::MemoryHigh(limit),
+                _ => Setting::MemoryMax(limit),
+            }),
+            File::Amount(file) => self.limit(file).map(|amount| {
+                let amount = amount.unwrap_or(u64::MAX);
+                match *file {
+                    "memory.min" => Setting::MemoryMin(amount),
+                    "memory.low" => Setting::MemoryLow(amount),
+                    _ => Setting::Burst(amount),
+                }
+            }),
         }
+    }
+
+    /// Before Linux 5.15 nothing is.
+    fn is_idle(&self) -> Result<bool, Error> {
+        match self.number("cpu.idle") {
+            Err(Error::Missing { .. }) => Ok(false),
+            number => number.map(|number| number != 0),
+        }
+    }
+
+    /// `None`: no limit, for which v1 has its greatest number.
+    fn limit(&self, file: &'static str) -> Result<Option<u64>, Error> {
+        if self.text(file)?.trim() == "max" {
+            return Ok(None);
+        }
+        let number = self.number(file)?;
+        Ok((number < V1_UNLIMITED).then_some(number))
     }
 
     /// Puts a value in force.
@@ -183,7 +261,7 @@ impl SettingFile {
     /// As for [`SettingFile::read`], and [`Error::Refused`].
     ///
     /// # Panics
-    /// If it is the value of another lever.
+    /// If it is a value for another knob.
     pub fn write(&self, setting: &Setting) -> Result<(), Error> {
         match (&self.file, setting) {
             (File::Freeze, Setting::Frozen(frozen)) => {
@@ -192,7 +270,7 @@ impl SettingFile {
             (File::Priority, Setting::Priority(Priority::Idle)) => self.put("cpu.idle", "1"),
             (File::Priority, Setting::Priority(Priority::Weight(weight))) => {
                 // The kernel gives a directory that is no longer idle the default weight, and takes no other one before.
-                if self.number("cpu.idle")? != 0 {
+                if self.is_idle()? {
                     self.put("cpu.idle", "0")?;
                 }
                 self.put(self.weight_file(), &weight.to_string())
@@ -206,8 +284,16 @@ impl SettingFile {
                     self.explain("cpuset.cpus", why, Some(&cpus.to_string()))
                 })
             }
-            (File::MemoryHigh, Setting::MemoryHigh(high)) => {
-                self.put("memory.high", &high.map_or_else(|| "max".to_owned(), |bytes| bytes.to_string()))
+            (File::Limit(file), Setting::MemoryHigh(limit) | Setting::MemoryMax(limit)) => {
+                let none = if self.hierarchy == Hierarchy::V2 { "max" } else { "-1" };
+                self.put(file, &limit.map_or_else(|| none.to_owned(), |bytes| bytes.to_string()))
+            }
+            (
+                File::Amount(file),
+                Setting::MemoryMin(amount) | Setting::MemoryLow(amount) | Setting::Burst(amount),
+            ) => {
+                let text = if *amount == u64::MAX { "max".to_owned() } else { amount.to_string() };
+                self.put(file, &text)
             }
             (file, setting) => panic!("BUG: {setting} written to {file:?}"),
         }
@@ -216,7 +302,7 @@ impl SettingFile {
     const fn weight_file(&self) -> &'static str {
         match self.hierarchy {
             Hierarchy::V2 => "cpu.weight",
-            Hierarchy::V1Cpu | Hierarchy::V1Cpuset => "cpu.shares",
+            Hierarchy::V1Cpu | Hierarchy::V1Cpuset | Hierarchy::V1Memory => "cpu.shares",
         }
     }
 
@@ -269,6 +355,8 @@ fn why_refused(file: &str) -> &'static str {
             "a v1 parent must have the CPUs of its children, and an exclusive sibling may own them"
         }
         "cpu.weight" | "cpu.shares" => "cpu.idle is set there",
+        "memory.limit_in_bytes" => "more is in use there, and it cannot be reclaimed",
+        "cpu.max.burst" | "cpu.cfs_burst_us" => "a burst must not be more than the quota",
         _ => "the kernel does not take this value there",
     }
 }
@@ -281,11 +369,12 @@ fn cure(file: &str) -> &'static str {
         "cpuset.cpus" => {
             "the cpuset controller is not enabled there; add +cpuset to cgroup.subtree_control of its parents"
         }
-        "memory.high" => {
+        "memory.high" | "memory.max" | "memory.min" | "memory.low" => {
             "the memory controller is on v1 or not enabled there; boot with systemd.unified_cgroup_hierarchy=1, or add \
              +memory to cgroup.subtree_control of its parents"
         }
         "cpu.idle" => "use Linux 5.15 or newer",
+        "cpu.max.burst" | "cpu.cfs_burst_us" => "use Linux 5.14 or newer",
         _ => "use cgroup v2 and a newer kernel",
     }
 }
@@ -305,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn each_lever_reads_what_it_wrote() {
+    fn each_knob_reads_what_it_wrote() {
         let (_mount, path) = directory(&[
             ("cgroup.freeze", "0\n"),
             ("cpu.idle", "0\n"),
@@ -313,6 +402,10 @@ mod tests {
             ("cpu.max", "max 100000\n"),
             ("cpuset.cpus", "\n"),
             ("memory.high", "max\n"),
+            ("memory.max", "max\n"),
+            ("memory.min", "0\n"),
+            ("memory.low", "0\n"),
+            ("cpu.max.burst", "0\n"),
         ]);
         let ours = [
             Setting::Frozen(true),
@@ -320,9 +413,13 @@ mod tests {
             Setting::Quota(CpuLimit { quota_us: Some(20_000), period_us: 1_000_000 }),
             Setting::Cpus("1,3".parse().unwrap()),
             Setting::MemoryHigh(Some(64 << 20)),
+            Setting::MemoryMax(Some(64 << 20)),
+            Setting::MemoryMin(32 << 20),
+            Setting::MemoryLow(32 << 20),
+            Setting::Burst(20_000),
         ];
         for ours in ours {
-            let file = SettingFile::new(Hierarchy::V2, path.clone(), ours.lever());
+            let file = SettingFile::new(Hierarchy::V2, path.clone(), ours.knob());
             let owners = file.read().unwrap();
             assert_ne!(owners, ours);
             file.write(&ours).unwrap();
@@ -353,9 +450,9 @@ mod tests {
     #[test]
     fn a_directory_that_went_and_one_without_the_file_are_told_apart() {
         let (mount, path) = directory(&[]);
-        let file = SettingFile::new(Hierarchy::V2, path, Lever::Idle);
+        let file = SettingFile::new(Hierarchy::V2, path, Knob::Burst);
         let missing = file.read().unwrap_err();
-        assert!(missing.to_string().contains("has no cpu.idle: use Linux 5.15"), "{missing}");
+        assert!(missing.to_string().contains("has no cpu.max.burst: use Linux 5.14"), "{missing}");
         fs::remove_dir_all(mount.path()).unwrap();
         assert!(matches!(file.read(), Err(Error::Gone(_))), "{:?}", file.read());
     }

@@ -5,7 +5,7 @@
 //! the same name is a new one.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     ffi::OsStr,
     fs, io,
     os::unix::fs::MetadataExt as _,
@@ -17,6 +17,7 @@ use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 
 use super::{
     hierarchy::{Hierarchy, Mounts},
+    kubepods,
     pattern::Pattern,
 };
 use crate::model::GroupId;
@@ -50,18 +51,32 @@ pub enum Change {
 pub struct Tree {
     mounts: Mounts,
     patterns: Vec<(GroupId, Pattern)>,
+    /// Pods by the name of their directories; `None`: pods are not looked for.
+    pods: Option<Pods>,
     inotify: Option<Inotify>,
-    watched: HashMap<WatchDescriptor, (Hierarchy, PathBuf)>,
-    seen: HashMap<(Hierarchy, PathBuf), Seen>,
+    watched: HashMap<WatchDescriptor, Place>,
+    seen: BTreeMap<Place, Seen>,
     rescan_at: Duration,
     generation: u64,
     unwatched: usize,
     buffer: Vec<u8>,
 }
 
+/// Where a directory is: below the mount point of which hierarchy.
+type Place = (Hierarchy, PathBuf);
+
+/// Which pod belongs to which group, and where its directories are. Either may be known first.
+#[derive(Debug, Default)]
+struct Pods {
+    groups: HashMap<String, GroupId>,
+    directories: HashMap<String, BTreeSet<Place>>,
+}
+
 #[derive(Debug)]
 struct Seen {
     inode: u64,
+    /// It is a pod's own directory.
+    pod: Option<String>,
     owner: Option<Owner>,
     watch: Option<WatchDescriptor>,
     generation: u64,
@@ -74,17 +89,19 @@ struct Owner {
 }
 
 impl Tree {
-    /// Nothing is looked at before the first [`Tree::poll`].
-    pub fn new(mounts: Mounts, patterns: Vec<(GroupId, Pattern)>) -> Self {
+    /// Nothing is looked at before the first [`Tree::poll`]. `pods`: those of a kubelet are looked for as well, see
+    /// [`Tree::assign`].
+    pub fn new(mounts: Mounts, patterns: Vec<(GroupId, Pattern)>, pods: bool) -> Self {
         let inotify = Inotify::init()
             .inspect_err(|err| tracing::warn!(%err, "no inotify: new cgroups are found by rescans only"))
             .ok();
         Self {
             mounts,
             patterns,
+            pods: pods.then(Pods::default),
             inotify,
             watched: HashMap::new(),
-            seen: HashMap::new(),
+            seen: BTreeMap::new(),
             rescan_at: Duration::ZERO,
             generation: 0,
             unwatched: 0,
@@ -99,6 +116,35 @@ impl Tree {
     /// Directories that could not be watched and are found by rescans only.
     pub const fn unwatched(&self) -> usize {
         self.unwatched
+    }
+
+    /// Gives a pod's directories to a group, or to none, whether they are there already or not. `uid`: by which they are
+    /// named. What changed by that.
+    pub fn assign(&mut self, uid: &str, group: Option<GroupId>) -> Vec<Change> {
+        let Some(pods) = &mut self.pods else { return Vec::new() };
+        match group {
+            Some(group) => _ = pods.groups.insert(uid.to_owned(), group),
+            None => _ = pods.groups.remove(uid),
+        }
+        let mut changes = Vec::new();
+        for top in pods.directories.get(uid).into_iter().flatten() {
+            let below = self.seen.range_mut(top.clone()..);
+            for (place, seen) in below.take_while(|(place, _)| is_at_or_below(place, top)) {
+                changes.extend(seen.directory(place).map(Change::Vanished));
+                seen.owner = group.map(|group| Owner { group, is_top: place == top });
+                changes.extend(seen.directory(place).map(Change::Appeared));
+            }
+        }
+        // Children before their parents when they go.
+        changes.sort_by_key(|change| matches!(change, Change::Appeared(_)));
+        changes
+    }
+
+    /// Names of the pods whose directories are there and that belong to no group.
+    pub fn strangers(&self) -> impl Iterator<Item = &str> {
+        let pods = self.pods.iter();
+        pods.flat_map(|pods| pods.directories.keys().filter(|uid| !pods.groups.contains_key(*uid)))
+            .map(String::as_str)
     }
 
     /// What changed since the last call, oldest first. Never blocks for longer than the file system takes to answer.
@@ -124,7 +170,7 @@ impl Tree {
     }
 
     /// Directories of interest that inotify reported, by path; `None` for the queue's own events.
-    fn events(&mut self) -> Vec<(Option<(Hierarchy, PathBuf)>, EventMask)> {
+    fn events(&mut self) -> Vec<(Option<Place>, EventMask)> {
         let mut events = Vec::new();
         let Some(inotify) = &mut self.inotify else { return events };
         loop {
@@ -172,9 +218,12 @@ impl Tree {
 
     /// Looks at a directory and everything below it.
     fn visit(&mut self, hierarchy: Hierarchy, path: &Path, changes: &mut Vec<Change>) {
-        let owner = self.owner_of(hierarchy, path);
+        let pod = self.pod_of(path);
+        let owner = self.owner_of(hierarchy, path, pod.as_deref());
         let Some(name) = path.to_str() else { return };
-        if owner.is_none() && !self.patterns.iter().any(|(_, pattern)| pattern.may_match_below(name)) {
+        let leads_somewhere =
+            || self.pods.is_some() || self.patterns.iter().any(|(_, pattern)| pattern.may_match_below(name));
+        if owner.is_none() && !leads_somewhere() {
             return;
         }
         let directory = self.mounts.point(hierarchy).join(path);
@@ -189,7 +238,10 @@ impl Tree {
         if let Some(seen) = self.seen.get_mut(&place) {
             seen.generation = self.generation;
         } else {
-            let seen = Seen { inode, owner, watch: None, generation: self.generation };
+            if let (Some(pods), Some(pod)) = (&mut self.pods, &pod) {
+                pods.directories.entry(pod.clone()).or_default().insert(place.clone());
+            }
+            let seen = Seen { inode, pod, owner, watch: None, generation: self.generation };
             changes.extend(seen.directory(&place).map(Change::Appeared));
             self.seen.insert(place.clone(), seen);
         }
@@ -200,7 +252,7 @@ impl Tree {
         }
     }
 
-    fn watch(&mut self, place: &(Hierarchy, PathBuf), directory: &Path) {
+    fn watch(&mut self, place: &Place, directory: &Path) {
         let seen = self.seen.get_mut(place).expect("BUG: watching what was not seen");
         if seen.watch.is_some() {
             return;
@@ -231,41 +283,58 @@ impl Tree {
 
     /// Drops a directory and everything below it.
     fn forget(&mut self, hierarchy: Hierarchy, path: &Path, changes: &mut Vec<Change>) {
-        let below = |place: &(Hierarchy, PathBuf)| place.0 == hierarchy && place.1.starts_with(path);
-        // Most removals are of a leaf; looking for descendants is worth it only when one may be there.
-        let mut gone: Vec<(Hierarchy, PathBuf)> = self
-            .seen
-            .get_key_value(&(hierarchy, path.to_owned()))
-            .map(|(place, _)| place.clone())
-            .into_iter()
-            .collect();
-        if self.mounts.point(hierarchy).join(path).is_dir() || path.as_os_str().is_empty() {
-            gone = self.seen.keys().filter(|place| below(place)).cloned().collect();
-            gone.sort_by_key(|(_, path)| std::cmp::Reverse(path.components().count()));
-        }
-        for place in gone {
+        let top = (hierarchy, path.to_owned());
+        let below = self.seen.range(top.clone()..).map(|(place, _)| place);
+        let gone: Vec<Place> = below.take_while(|place| is_at_or_below(place, &top)).cloned().collect();
+        // Children before their parents.
+        for place in gone.into_iter().rev() {
             let Some(seen) = self.seen.remove(&place) else { continue };
             if let Some(watch) = &seen.watch {
                 self.watched.remove(watch);
             }
             changes.extend(seen.directory(&place).map(Change::Vanished));
+            if let (Some(pods), Some(pod)) = (&mut self.pods, seen.pod)
+                && let Some(directories) = pods.directories.get_mut(&pod)
+            {
+                directories.remove(&place);
+                if directories.is_empty() {
+                    pods.directories.remove(&pod);
+                }
+            }
         }
     }
 
-    fn owner_of(&self, hierarchy: Hierarchy, path: &Path) -> Option<Owner> {
+    /// The pod whose own directory this is, by its name there.
+    fn pod_of(&self, path: &Path) -> Option<String> {
+        self.pods.as_ref()?;
+        let is_pods = |path: &Path| kubepods::parse(path.to_str()?);
+        let pod = is_pods(path)?;
+        // Below a pod's directory all paths are that pod's.
+        let is_own = pod.container.is_none() && path.parent().is_none_or(|parent| is_pods(parent).is_none());
+        is_own.then_some(pod.uid)
+    }
+
+    fn owner_of(&self, hierarchy: Hierarchy, path: &Path, pod: Option<&str>) -> Option<Owner> {
         if let Some(parent) = path.parent()
             && let Some(Seen { owner: Some(owner), .. }) = self.seen.get(&(hierarchy, parent.to_owned()))
         {
             return Some(Owner { group: owner.group, is_top: false });
         }
         let name = path.to_str()?;
-        let (group, _) = self.patterns.iter().find(|(_, pattern)| pattern.matches(name))?;
-        Some(Owner { group: *group, is_top: true })
+        let by_name =
+            self.patterns.iter().find(|(_, pattern)| pattern.matches(name)).map(|(group, _)| *group);
+        let of_pod = || self.pods.as_ref()?.groups.get(pod?).copied();
+        Some(Owner { group: by_name.or_else(of_pod)?, is_top: true })
     }
 }
 
+/// Paths are ordered by their components, so what is below a directory follows it without a gap.
+fn is_at_or_below((hierarchy, path): &Place, top: &Place) -> bool {
+    *hierarchy == top.0 && path.starts_with(&top.1)
+}
+
 impl Seen {
-    fn directory(&self, place: &(Hierarchy, PathBuf)) -> Option<Directory> {
+    fn directory(&self, place: &Place) -> Option<Directory> {
         let Owner { group, is_top } = self.owner?;
         Some(Directory { hierarchy: place.0, path: place.1.clone(), inode: self.inode, group, is_top })
     }
@@ -299,7 +368,7 @@ mod tests {
             let mounts = Mounts { v2: Some(root.path().to_owned()), ..Mounts::default() };
             let patterns =
                 patterns.iter().map(|(group, text)| (GroupId(*group), Pattern::new(text).unwrap())).collect();
-            Self { root, tree: Tree::new(mounts, patterns), now: Duration::ZERO }
+            Self { root, tree: Tree::new(mounts, patterns, true), now: Duration::ZERO }
         }
 
         fn make(&self, path: &str) {
@@ -313,17 +382,67 @@ mod tests {
         /// One line per change since the last call: `+group path` or `-group path`, `!` after a top directory.
         fn changes(&mut self) -> Vec<String> {
             self.now += Duration::from_millis(100);
-            let line = |sign: char, directory: &Directory| {
-                let top = if directory.is_top { "!" } else { "" };
-                format!("{sign}{} {}{top}", directory.group.0, directory.path.display())
-            };
-            let changes = self.tree.poll(self.now);
-            let lines = changes.iter().map(|change| match change {
-                Change::Appeared(directory) => line('+', directory),
-                Change::Vanished(directory) => line('-', directory),
-            });
-            lines.collect()
+            lines(&self.tree.poll(self.now))
         }
+    }
+
+    fn lines(changes: &[Change]) -> Vec<String> {
+        let line = |sign: char, directory: &Directory| {
+            let top = if directory.is_top { "!" } else { "" };
+            format!("{sign}{} {}{top}", directory.group.0, directory.path.display())
+        };
+        let lines = changes.iter().map(|change| match change {
+            Change::Appeared(directory) => line('+', directory),
+            Change::Vanished(directory) => line('-', directory),
+        });
+        lines.collect()
+    }
+
+    const UID: &str = "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9";
+
+    #[test]
+    fn a_pods_directories_belong_to_its_group_whichever_is_known_first() {
+        let pod = format!("kubepods/burstable/pod{UID}");
+        let expected = [format!("+7 {pod}!"), format!("+7 {pod}/5f2c1c9a8e0d")];
+        // The directory first.
+        let mut host = Host::new(&[]);
+        host.make(&format!("{pod}/5f2c1c9a8e0d"));
+        assert!(host.changes().is_empty());
+        assert_eq!(host.tree.strangers().collect::<Vec<_>>(), [UID]);
+        assert_eq!(lines(&host.tree.assign(UID, Some(GroupId(7)))), expected);
+        assert_eq!(host.tree.strangers().count(), 0);
+        // The group first.
+        let mut host = Host::new(&[]);
+        host.changes();
+        assert!(host.tree.assign(UID, Some(GroupId(7))).is_empty());
+        host.make(&format!("{pod}/5f2c1c9a8e0d"));
+        assert_eq!(host.changes(), expected);
+    }
+
+    #[test]
+    fn either_may_go_first_as_well() {
+        let pod = format!("kubepods/besteffort/pod{UID}");
+        let mut host = Host::new(&[]);
+        host.make(&pod);
+        host.changes();
+        host.tree.assign(UID, Some(GroupId(1)));
+        // Another group takes it over.
+        let moved = host.tree.assign(UID, Some(GroupId(2)));
+        assert_eq!(lines(&moved), [format!("-1 {pod}!"), format!("+2 {pod}!")]);
+        assert_eq!(lines(&host.tree.assign(UID, None)), [format!("-2 {pod}!")]);
+        assert_eq!(host.tree.strangers().collect::<Vec<_>>(), [UID]);
+        host.remove(&pod);
+        assert!(host.changes().is_empty());
+        assert_eq!(host.tree.strangers().count(), 0);
+    }
+
+    #[test]
+    fn the_directories_of_kubelet_itself_are_nobodys() {
+        let mut host = Host::new(&[]);
+        host.make("kubepods.slice/kubepods-besteffort.slice");
+        host.make("system.slice/ssh.service");
+        assert!(host.changes().is_empty());
+        assert_eq!(host.tree.strangers().count(), 0);
     }
 
     #[test]

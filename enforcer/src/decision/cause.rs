@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{plan::Objective, trial::Effect};
 use crate::{
     model::{Culprit, GroupId},
+    policy::Class,
     signal::{average::kept, tally::ALLOWED},
 };
 
@@ -43,7 +44,7 @@ pub enum Cause {
     OwnLoad,
     /// Other LS groups ran while it waited.
     OtherLs,
-    /// Something that no policy names ran while it waited, the kernel's own threads included.
+    /// Something that keeps the node going or that no policy names ran while it waited, the kernel's own threads included.
     System,
     /// The hypervisor gave the CPUs to others.
     Steal,
@@ -160,12 +161,13 @@ impl Evidence {
 }
 
 /// Why a group stalls for want of memory, by who is likely to use what it lacks.
-pub fn of_memory_stalls(victim: GroupId, user: Option<GroupId>, is_be: impl Fn(GroupId) -> bool) -> Cause {
-    match user {
+pub fn of_memory_stalls(victim: GroupId, user: Option<GroupId>, class: impl Fn(GroupId) -> Class) -> Cause {
+    match user.map(|user| (user, class(user))) {
         None => Cause::Unknown,
-        Some(user) if is_be(user) => Cause::BeMemory,
-        Some(user) if user == victim => Cause::OwnLoad,
-        Some(_) => Cause::OtherLs,
+        Some((_, Class::BE)) => Cause::BeMemory,
+        Some((_, Class::SYSTEM)) => Cause::System,
+        Some((user, Class::LS)) if user == victim => Cause::OwnLoad,
+        Some((_, Class::LS)) => Cause::OtherLs,
     }
 }
 
@@ -204,15 +206,18 @@ impl Waited {
         *self.by.entry(culprit).or_default() += waited.as_secs_f64() * self.left;
     }
 
-    /// As evidence; `is_be` tells BE groups from LS groups.
-    pub fn evidence(&self, victim: GroupId, is_be: impl Fn(GroupId) -> bool) -> Evidence {
+    /// As evidence; `class` tells what a group is.
+    pub fn evidence(&self, victim: GroupId, class: impl Fn(GroupId) -> Class) -> Evidence {
         let scale = 1.0 / self.fades.as_secs_f64();
         let mut evidence = Evidence { slow_hz: self.slow * scale, ..Evidence::default() };
         for (culprit, seconds) in &self.by {
             let waited = match culprit {
-                Culprit::Group(group) if is_be(*group) => &mut evidence.waited_for_be,
                 Culprit::Group(group) if *group == victim => &mut evidence.waited_for_own,
-                Culprit::Group(_) => &mut evidence.waited_for_ls,
+                Culprit::Group(group) => match class(*group) {
+                    Class::BE => &mut evidence.waited_for_be,
+                    Class::LS => &mut evidence.waited_for_ls,
+                    Class::SYSTEM => &mut evidence.waited_for_others,
+                },
                 Culprit::Other | Culprit::Idle => &mut evidence.waited_for_others,
                 Culprit::Unattributed => &mut evidence.waited_for_unknown,
             };

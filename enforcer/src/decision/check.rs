@@ -3,7 +3,8 @@
 use super::plan::{Plan, Reason};
 use crate::{
     model::GroupId,
-    policy::{Class, Policy},
+    places::Places,
+    policy::{Class, Group},
 };
 
 /// A plan that must not be carried out: a bug, and reported as one.
@@ -15,21 +16,20 @@ pub enum Insane {
     BelowFloor(GroupId),
 }
 
-/// Checks a plan against the policy, and takes all restraints out of one that must not be carried out: every group keeps what
-/// its owner gave it.
+/// Checks a plan against the groups that there are, and takes all restraints out of one that must not be carried out: every
+/// group keeps what its owner gave it.
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub fn clear_if_insane(plan: &mut Plan, policy: &Policy) -> Result<(), Insane> {
-    check(plan, policy).inspect_err(|_| plan.restraints.clear())
+pub fn clear_if_insane(plan: &mut Plan, groups: &Places<Group>) -> Result<(), Insane> {
+    check(plan, groups).inspect_err(|_| plan.restraints.clear())
 }
 
 /// Only a trial may go below a floor, for its short windows.
-fn check(plan: &Plan, policy: &Policy) -> Result<(), Insane> {
+fn check(plan: &Plan, groups: &Places<Group>) -> Result<(), Insane> {
     let is_trial = matches!(plan.reason, Reason::Trial { .. });
     for (&id, restraint) in &plan.restraints {
-        let group =
-            policy.groups.get(id.0).filter(|group| group.class == Class::BE).ok_or(Insane::NotBe(id))?;
+        let group = groups.get(id).filter(|group| group.class == Class::BE).ok_or(Insane::NotBe(id))?;
         let is_below = restraint.cores().is_some_and(|cores| cores < group.floor.cores());
         if is_below && !is_trial {
             return Err(Insane::BelowFloor(id));
@@ -46,12 +46,13 @@ mod tests {
     use crate::{
         decision::plan::Objective,
         model::{CpuLimit, Restraint, Signal},
-        policy::EXAMPLE,
+        policy::{EXAMPLE, Policy},
     };
 
     #[test]
     fn only_be_is_limited_and_only_a_trial_goes_below_the_floor() {
         let policy = Policy::parse(EXAMPLE, Path::new("policy.yaml"), 4).unwrap();
+        let policy: Places<Group> = policy.groups.into_iter().collect();
         let (ls, be) = (GroupId(0), GroupId(1));
         let objective = Objective { victim: ls, signal: Signal::RequestLatency };
         let plan = |group, quota_us, reason| Plan {

@@ -3,9 +3,9 @@
 //! Goes up while the objectives are surely met, and down as soon as one is surely missed. A share that failed is avoided for
 //! a while, longer each time it fails again, so that at rest nothing moves. What is found is kept by load: see [`Bands`].
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use super::bands::Bands;
+use super::{bands::Bands, plan::Objective};
 use crate::signal::tally::{ALLOWED, Tally};
 
 /// After a change, evidence counts only from here on.
@@ -41,15 +41,15 @@ pub struct Hold {
     changed_at: Duration,
     fades_at: Duration,
     /// Per objective, since the last change.
-    evidence: Vec<Tally>,
+    evidence: BTreeMap<Objective, Tally>,
     bands: Bands,
 }
 
 impl Hold {
     /// Starts with what is known of this load, or with `share` where nothing is.
-    pub fn start(now: Duration, objectives: usize, bands: Bands, share: f64) -> Self {
+    pub fn start(now: Duration, bands: Bands, share: f64) -> Self {
         let share = bands.start().unwrap_or(share);
-        let evidence = vec![Tally::default(); objectives];
+        let evidence = BTreeMap::new();
         Self { share, raised_from: None, changed_at: now, fades_at: now + FADE, evidence, bands }
     }
 
@@ -72,16 +72,16 @@ impl Hold {
     pub fn restart(&mut self, now: Duration) {
         self.changed_at = now;
         self.fades_at = now + FADE;
-        self.evidence.fill(Tally::default());
+        self.evidence.clear();
     }
 
-    /// Takes in what was counted since the last observation, per objective; `None` where it says nothing about BE.
+    /// Takes in what was counted since the last observation, per objective of which it says something about BE.
     /// `load_hz`: what the victim is asked now.
     pub fn observe(
         &mut self,
         now: Duration,
         load_hz: f64,
-        tallies: impl Iterator<Item = Option<Tally>>,
+        tallies: impl Iterator<Item = (Objective, Tally)>,
     ) -> Verdict {
         if self.bands.follow(load_hz) {
             let share = self.bands.start().unwrap_or(self.share);
@@ -90,12 +90,12 @@ impl Hold {
         if now < self.changed_at + SETTLE {
             return Verdict::Keep;
         }
-        for (evidence, tally) in self.evidence.iter_mut().zip(tallies) {
-            *evidence += tally.unwrap_or_default();
+        for (objective, tally) in tallies {
+            *self.evidence.entry(objective).or_default() += tally;
         }
         if now >= self.fades_at {
             self.fades_at = now + FADE;
-            for evidence in &mut self.evidence {
+            for evidence in self.evidence.values_mut() {
                 *evidence = Tally { total: evidence.total / 2, slow: evidence.slow / 2 };
             }
         }
@@ -114,12 +114,12 @@ impl Hold {
     }
 
     fn is_missed(&self) -> bool {
-        self.evidence.iter().copied().any(Tally::is_surely_missed)
+        self.evidence.values().copied().any(Tally::is_surely_missed)
     }
 
     /// Objectives without any traffic have nothing against more BE.
     fn is_met(&self) -> bool {
-        let mut heard = self.evidence.iter().filter(|evidence| evidence.total > 0).peekable();
+        let mut heard = self.evidence.values().filter(|evidence| evidence.total > 0).peekable();
         heard.peek().is_some() && heard.all(|evidence| evidence.is_surely_met())
     }
 
@@ -130,7 +130,7 @@ impl Hold {
         self.bands.failed(self.share, now);
         // One step too far: back to what worked. Otherwise conditions got worse: in proportion, because with long periods
         // BE runs at full speed for its share of the time.
-        let worst = self.evidence.iter().filter_map(|evidence| evidence.share()).fold(ALLOWED, f64::max);
+        let worst = self.evidence.values().filter_map(|evidence| evidence.share()).fold(ALLOWED, f64::max);
         let lower = self.share * AIM * ALLOWED / worst;
         let lower = if lower < STEP_MIN { 0.0 } else { lower };
         let share = self.raised_from.map_or(lower, |from| from.min(self.share));
@@ -163,20 +163,26 @@ impl Hold {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{GroupId, Signal};
 
     const TICK: Duration = Duration::from_millis(100);
+
+    /// Of the only objective.
+    fn one(tally: Tally) -> impl Iterator<Item = (Objective, Tally)> {
+        std::iter::once((Objective { victim: GroupId(0), signal: Signal::RequestLatency }, tally))
+    }
 
     /// Runs the search against an LS group in which `slow(share)` of 1,000 requests are slow. Shares over time, one per
     /// second; ends early on release.
     fn run(seconds: u32, mut slow: impl FnMut(f64) -> u64) -> Vec<f64> {
-        let mut hold = Hold::start(Duration::ZERO, 1, Bands::default(), 0.0);
+        let mut hold = Hold::start(Duration::ZERO, Bands::default(), 0.0);
         let mut shares = Vec::new();
         let mut part = 0;
         for tick in 1..seconds * 10 {
             part += slow(hold.share());
             let tally = Tally { total: 100, slow: part / 10 };
             part %= 10;
-            if hold.observe(TICK * tick, 1000.0, std::iter::once(Some(tally))) == Verdict::Release {
+            if hold.observe(TICK * tick, 1000.0, one(tally)) == Verdict::Release {
                 shares.push(1.0);
                 break;
             }
@@ -212,15 +218,15 @@ mod tests {
 
     #[test]
     fn no_traffic_is_no_reason_to_give_back() {
-        let mut hold = Hold::start(Duration::ZERO, 1, Bands::default(), 0.0);
+        let mut hold = Hold::start(Duration::ZERO, Bands::default(), 0.0);
         for tick in 1..100 {
-            assert_eq!(hold.observe(TICK * tick, 1000.0, std::iter::once(None)), Verdict::Keep);
+            assert_eq!(hold.observe(TICK * tick, 1000.0, std::iter::empty()), Verdict::Keep);
         }
     }
 
     #[test]
     fn another_load_gets_what_worked_there_at_once() {
-        let mut hold = Hold::start(Duration::ZERO, 1, Bands::default(), 1.0);
+        let mut hold = Hold::start(Duration::ZERO, Bands::default(), 1.0);
         // At 300 requests per second nothing hurts, at 900 every share above 0.2 does. Twenty seconds each, in turns.
         let mut slow_in_last_turns = 0;
         for tick in 1..1200_u32 {
@@ -231,7 +237,7 @@ mod tests {
                 slow_in_last_turns += slow;
             }
             let tally = Tally { total, slow };
-            hold.observe(TICK * tick, rate, std::iter::once(Some(tally)));
+            hold.observe(TICK * tick, rate, one(tally));
             if tick > 800 && !busy && tick % 200 > 5 {
                 assert!(hold.share() > 0.9, "{} at {tick}", hold.share());
             }

@@ -10,10 +10,15 @@
 
 pub mod alarm;
 pub mod bands;
+pub mod batch;
 pub mod cause;
 pub mod check;
+pub mod evict;
 pub mod governor;
 pub mod hold;
 pub mod plan;
 pub mod shed;
+pub mod spec;
+pub mod thresholds;
 pub mod trial;
+pub mod utilisation;

@@ -12,8 +12,8 @@ use std::{
 use enforcer_ebpf::{
     histogram::{BUCKETS, Histogram},
     layout::{
-        self, Cpu, Drop, FIRST_SLOT, IN_FLIGHT_BUCKETS, InFlight, Memory, Objective, Place, Requests,
-        SEGMENTS, Segment, Sentry, Stall, StallCause, Wait,
+        self, Cpu, Drop, FIRST_SLOT, FIRST_VICTIM, IN_FLIGHT_BUCKETS, InFlight, Memory, Objective, Place,
+        Requests, SEGMENTS, Segment, Sentry, Stall, StallCause, Wait,
     },
 };
 
@@ -303,6 +303,31 @@ impl Counters {
         // The bound first: an interval alone would be exceeded by the first slow one.
         words[at + offset_of!(layout::Pace, burst_ns) / 8].store(nanoseconds(pace.burst), Relaxed);
         words[at + offset_of!(layout::Pace, interval_ns) / 8].store(nanoseconds(pace.interval), Release);
+    }
+
+    /// Forgets what a victim row's former owner counted.
+    pub fn clear_victim(&self, victim: u32) {
+        for cpu in 0..self.sizes.cpus {
+            let row = cpu * self.sizes.victims + victim;
+            self.requests.clear(row as usize);
+            self.in_flight.clear(row as usize);
+            for culprit in 0..self.sizes.culprits {
+                self.blame.clear((row * self.sizes.culprits + culprit) as usize);
+            }
+        }
+        self.sentries.clear(victim as usize);
+    }
+
+    /// Forgets what a culprit column's former owner was charged with.
+    pub fn clear_culprit(&self, culprit: u32) {
+        for row in 0..self.sizes.cpus * self.sizes.victims {
+            self.blame.clear((row * self.sizes.culprits + culprit) as usize);
+        }
+    }
+
+    /// Victim rows that groups may have.
+    pub const fn victims(&self) -> std::ops::Range<u32> {
+        FIRST_VICTIM..self.sizes.victims
     }
 
     /// Forgets what a slot's former owner counted.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, de};
 use serde_saphyr::Spanned;
 
-use super::{Class, Group, OBJECTIVE, Policy, Slo};
+use super::{Class, Group, OBJECTIVE, Policy, Slo, kubernetes};
 use crate::{
     cgroup::pattern::Pattern,
     model::Levers,
@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Kept by BE groups whose policy says nothing.
-const DEFAULT_FLOOR: MilliCores = MilliCores(100);
+pub(super) const DEFAULT_FLOOR: MilliCores = MilliCores(100);
 const DEFAULT_CGROUPS: u32 = 1024;
 /// Generous: several times what it takes with a thousand groups on two CPUs.
 const DEFAULT_OVERHEAD: Share = Share::percent(2);
@@ -38,10 +38,15 @@ pub struct Wrong {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    #[serde(default)]
     groups: Vec<Spanned<GroupEntry>>,
+    kubernetes: Option<kubernetes::Entry>,
     #[serde(default)]
     limits: Limits,
 }
+
+/// Names of levers.
+pub(super) type Levels = Spanned<Vec<Spanned<String>>>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -51,12 +56,12 @@ struct GroupEntry {
     cgroups: Spanned<Vec<Spanned<String>>>,
     slo: Option<Spanned<SloEntry>>,
     floor: Option<Spanned<String>>,
-    levers: Option<Spanned<Vec<Spanned<String>>>>,
+    levers: Option<Levels>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct SloEntry {
+pub(super) struct SloEntry {
     request_latency: Option<Spanned<Promise>>,
     run_queue_wait: Option<Spanned<Promise>>,
     memory_stall: Option<StalledTime>,
@@ -112,6 +117,8 @@ impl<'de> Deserialize<'de> for Promise {
 #[serde(deny_unknown_fields)]
 struct Limits {
     cgroups: Option<Spanned<u32>>,
+    pods: Option<Spanned<u32>>,
+    victims: Option<Spanned<u32>>,
     overhead: Option<Spanned<String>>,
 }
 
@@ -139,11 +146,24 @@ pub fn parse(text: &str, cpus: u32) -> Result<Policy, Wrong> {
         groups.push(group);
         lines.push(pattern_lines);
     }
-    if groups.is_empty() || groups.len() > GROUPS_MAX {
-        let what = format!("a policy names 1 to {GROUPS_MAX} groups, this one {}", groups.len());
+    // On a node of a cluster the pods may be all there is.
+    let least = usize::from(file.kubernetes.is_none());
+    if groups.len() < least || groups.len() > GROUPS_MAX {
+        let what = format!(
+            "a policy names 1 to {GROUPS_MAX} groups, this one {}; one with a section `kubernetes` need not name any",
+            groups.len()
+        );
         return Err(Wrong { line: 1, what });
     }
-    Ok(Policy { groups, cgroups_max: cgroups_max(&file.limits)?, overhead: overhead(&file.limits)?, cpus })
+    let limits =
+        kubernetes::Limits { pods: file.limits.pods.as_ref(), victims: file.limits.victims.as_ref() };
+    Ok(Policy {
+        groups,
+        kubernetes: kubernetes::of(&file.kubernetes.unwrap_or_default(), &limits)?,
+        cgroups_max: cgroups_max(&file.limits)?,
+        overhead: overhead(&file.limits)?,
+        cpus,
+    })
 }
 
 fn group(entry: &GroupEntry) -> Result<(Group, Vec<u64>), Wrong> {
@@ -167,8 +187,9 @@ fn group(entry: &GroupEntry) -> Result<(Group, Vec<u64>), Wrong> {
     let slo = match (entry.class, &entry.slo) {
         (_, None) => Slo::default(),
         (Class::LS, Some(slo)) => slo_of(name, &slo.value)?,
-        (Class::BE, Some(slo)) => {
-            let what = format!("group {name:?} is BE and cannot have an slo: make it LS, or remove the slo");
+        (class @ (Class::BE | Class::SYSTEM), Some(slo)) => {
+            let what =
+                format!("group {name:?} is {class} and cannot have an slo: make it LS, or remove the slo");
             return Err(wrong(slo, what));
         }
     };
@@ -177,35 +198,39 @@ fn group(entry: &GroupEntry) -> Result<(Group, Vec<u64>), Wrong> {
         (Class::BE, Some(floor)) => {
             floor.value.parse().map_err(|err| wrong(floor, format!("group {name:?}: floor {err}")))?
         }
-        (Class::LS, Some(floor)) => {
+        (class @ (Class::LS | Class::SYSTEM), Some(floor)) => {
             let what =
-                format!("group {name:?} is LS, which is never limited: remove the floor, or make it BE");
+                format!("group {name:?} is {class}, which is never limited: remove the floor, or make it BE");
             return Err(wrong(floor, what));
         }
     };
     let levers = levers_of(entry)?;
-    Ok((Group { name: name.clone(), class: entry.class, patterns, slo, floor, levers }, lines))
+    let (name, workload) = (name.clone(), name.clone());
+    Ok((Group { name, workload, class: entry.class, patterns, slo, floor, levers }, lines))
 }
 
 fn levers_of(entry: &GroupEntry) -> Result<Levers, Wrong> {
     let name = &entry.name.value;
     match (entry.class, &entry.levers) {
         (_, None) => Ok(Levers::ALL),
-        (Class::BE, Some(levers)) => {
-            levers.value.iter().try_fold(Levers::default(), |levers, text| match text.value.parse() {
-                Ok(lever) => Ok(levers.with(lever)),
-                Err(err) => Err(wrong(text, format!("group {name:?}: {err}"))),
-            })
-        }
-        (Class::LS, Some(levers)) => {
-            let what =
-                format!("group {name:?} is LS, which is never held back: remove the levers, or make it BE");
+        (Class::BE, Some(levers)) => levers_in(name, levers),
+        (class @ (Class::LS | Class::SYSTEM), Some(levers)) => {
+            let what = format!(
+                "group {name:?} is {class}, which is never held back: remove the levers, or make it BE"
+            );
             Err(wrong(levers, what))
         }
     }
 }
 
-fn slo_of(group: &str, entry: &SloEntry) -> Result<Slo, Wrong> {
+pub(super) fn levers_in(name: &str, levers: &Levels) -> Result<Levers, Wrong> {
+    levers.value.iter().try_fold(Levers::default(), |levers, text| match text.value.parse() {
+        Ok(lever) => Ok(levers.with(lever)),
+        Err(err) => Err(wrong(text, format!("group {name:?}: {err}"))),
+    })
+}
+
+pub(super) fn slo_of(group: &str, entry: &SloEntry) -> Result<Slo, Wrong> {
     let (request_latency_p99, request_latency_auto) =
         promise(group, "requestLatency", entry.request_latency.as_ref())?;
     let (run_queue_wait_p99, run_queue_wait_auto) =
@@ -336,11 +361,11 @@ fn line_of<T>(item: &Spanned<T>) -> u64 {
     item.referenced.line()
 }
 
-fn wrong<T>(at: &Spanned<T>, what: String) -> Wrong {
+pub(super) fn wrong<T>(at: &Spanned<T>, what: String) -> Wrong {
     Wrong { line: line_of(at), what }
 }
 
-fn unparsable(err: &serde_saphyr::Error) -> Wrong {
+pub(super) fn unparsable(err: &serde_saphyr::Error) -> Wrong {
     let line = err.location().map_or(1, |location| location.line());
     // The first line says what; the rest is a picture of the place, which the line number names already.
     let text = err.without_snippet().to_string();
@@ -406,6 +431,11 @@ mod tests {
             (format!("{ls}limits:\n  overhead: 2\n"), 6, "write percent, such as 1%"),
             (format!("{ls}limits:\n  overhead: 60%\n"), 6, "between 0.001% and 50%, not 60%"),
             (format!("{ls}limits:\n  cgroups: 5\n"), 6, "between 16 and 16384"),
+            (format!("{ls}limits:\n  pods: 0\n"), 6, "limits.pods must lie between 1 and 2048"),
+            ("kubernetes:\n  mode: solo\n".into(), 2, "unknown variant `solo`"),
+            ("kubernetes:\n  eviction: maybe\n".into(), 2, "write on, off or dryRun"),
+            ("kubernetes:\n  levers: [crowbar]\n".into(), 2, "`crowbar` is no lever"),
+            ("kubernetes:\n  slo: { runQueueWait: { p99: 1h } }\n".into(), 2, "must lie between"),
         ] {
             let found = parse(&text, 4).expect_err(&text);
             assert_eq!(found.line, line, "{text}\n{found:?}");

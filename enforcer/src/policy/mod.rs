@@ -1,6 +1,7 @@
 //! What was asked for: the groups, their classes and objectives.
 
 mod file;
+mod kubernetes;
 
 use std::{
     fmt, io,
@@ -16,14 +17,20 @@ use crate::{
     units::{Factor, MilliCores, Share},
 };
 
+pub use self::kubernetes::{Eviction, Kubernetes, Mode, Suppression, slo_of_annotation};
+
 /// The commented example that `enforcer agent --print-policy` prints.
 pub const EXAMPLE: &str = include_str!("example.yaml");
 
-/// Latency-sensitive or best-effort.
+/// What a group is to the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Class {
+    /// Latency-sensitive: may be promised something.
     LS,
+    /// Best-effort: may be held back.
     BE,
+    /// Keeps the node going: measured, and neither.
+    SYSTEM,
 }
 
 impl fmt::Display for Class {
@@ -31,6 +38,7 @@ impl fmt::Display for Class {
         f.write_str(match self {
             Self::LS => "LS",
             Self::BE => "BE",
+            Self::SYSTEM => "SYSTEM",
         })
     }
 }
@@ -109,23 +117,38 @@ impl Slo {
 }
 
 /// One group.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
     pub name: String,
+    /// What groups of the same kind share, such as the pods of a job: they are tried and held back together, and what is
+    /// learned of one holds for the next.
+    pub workload: String,
     pub class: Class,
+    /// Empty for a pod, whose directories are known by its UID.
+    #[serde(skip)]
     pub patterns: Vec<Pattern>,
-    /// Empty for BE.
+    /// Empty for all but LS.
     pub slo: Slo,
-    /// CPU that a BE group keeps under any squeeze; unused for LS.
+    /// CPU that a BE group keeps under any squeeze; unused for others.
     pub floor: MilliCores,
-    /// What a BE group may be held back with, where it works; unused for LS.
+    /// What a BE group may be held back with, where it works; unused for others.
     pub levers: Levers,
+}
+
+impl Group {
+    /// Whether its requests are measured, and who ran while it waited. That takes a row in the probes' tables: a pod has one
+    /// only if something is promised to it.
+    pub fn is_victim(&self) -> bool {
+        self.class == Class::LS && (!self.patterns.is_empty() || self.slo != Slo::default())
+    }
 }
 
 /// A checked policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     pub groups: Vec<Group>,
+    /// For the pods of a node that Kubernetes manages.
+    pub kubernetes: Kubernetes,
     /// Directories that can be told apart at once.
     pub cgroups_max: u32,
     /// What the agent and its probes may cost, of the node's CPU time.

@@ -129,7 +129,7 @@ impl History {
         if self.0.len() == KEPT {
             self.0.pop_front();
         }
-        let name = |group: GroupId| ledger.groups[group.0].name.as_str();
+        let name = |group: GroupId| ledger.name(group);
         let objective = change.plan.reason.objective();
         let verdict = change.plan.verdicts.iter().find(|verdict| Some(verdict.objective) == objective);
         self.0.push_back(Entry {
@@ -137,7 +137,7 @@ impl History {
                 at_seconds: change.at.as_secs_f64(),
                 reason: change.plan.reason.label().to_owned(),
                 explanation: change.plan.reason.sentence(name),
-                victim: objective.map(|objective| victim(objective, ledger)),
+                victim: objective.and_then(|objective| victim(objective, ledger)),
                 cause: verdict.map(|verdict| verdict.cause),
                 evidence: verdict.map(|verdict| verdict.evidence),
                 changes: changes(change, name),
@@ -159,9 +159,10 @@ impl History {
             let seconds = now.saturating_sub(entry.at).as_secs_f64();
             let slow_ratio = entry.objective.and_then(|objective| {
                 let until_now = counted(objective, ledger);
+                // Another group may have taken the place of one that went.
                 let since = Tally {
-                    total: until_now.total - entry.counted.total,
-                    slow: until_now.slow - entry.counted.slow,
+                    total: until_now.total.checked_sub(entry.counted.total)?,
+                    slow: until_now.slow.checked_sub(entry.counted.slow)?,
                 };
                 since.share()
             });
@@ -180,7 +181,8 @@ fn durations(objective: Objective, group: &GroupLedger) -> Option<&Durations> {
 }
 
 fn counted(objective: Objective, ledger: &Ledger) -> Tally {
-    let group = &ledger.groups[objective.victim.0];
+    // One that went while this was on its way here counts nothing any more.
+    let Some(group) = ledger.groups.get(objective.victim) else { return Tally::default() };
     if objective.signal == Signal::MemoryStall {
         return milliseconds(ledger.since_start, group.memory.stalled_by(Time::total));
     }
@@ -194,17 +196,18 @@ fn milliseconds(all: Duration, stalled: Option<Duration>) -> Tally {
 }
 
 fn be_cpu(ledger: &Ledger) -> Duration {
-    ledger.groups.iter().filter(|group| group.class == Class::BE).map(|group| group.cpu.total()).sum()
+    let all = ledger.groups.values().filter(|group| group.class == Class::BE);
+    all.map(|group| group.cpu.total()).sum::<Duration>() + ledger.be_gone
 }
 
-fn victim(objective: Objective, ledger: &Ledger) -> Victim {
-    let group = &ledger.groups[objective.victim.0];
+fn victim(objective: Objective, ledger: &Ledger) -> Option<Victim> {
+    let group = ledger.groups.get(objective.victim)?;
     let threshold = group.slo.promise(objective.signal);
     let durations = durations(objective, group);
     let p99 = durations.and_then(|durations| durations.recent_counts().quantile(0.99));
     let waited = |time: &Time| time.recent().as_secs_f64() / ledger.window().as_secs_f64().max(1.0);
     let worst = group.blame.iter().max_by_key(|(_, time)| time.recent());
-    Victim {
+    Some(Victim {
         name: group.name.clone(),
         signal: objective.signal,
         objective_seconds: threshold.and_then(Promise::seconds),
@@ -228,7 +231,7 @@ fn victim(objective: Objective, ledger: &Ledger) -> Victim {
             .max_by_key(|(_, time)| time.recent())
             .filter(|(_, time)| !time.recent().is_zero())
             .map(|(&user, time)| (ledger.memory_user(user).to_owned(), waited(time))),
-    }
+    })
 }
 
 fn changes<'a>(change: &NewPlan, name: impl Fn(GroupId) -> &'a str) -> Vec<Change> {

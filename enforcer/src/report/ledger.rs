@@ -10,6 +10,7 @@ use enforcer_ebpf::layout::{
 
 use super::history::{History, NewPlan};
 use crate::{
+    cluster::lend::Lent,
     decision::{
         cause::Cause,
         plan::{Plan, Reason},
@@ -21,11 +22,14 @@ use crate::{
         support::{Sizes, WaitSource},
     },
     model::{GroupId, Levers, Restraint, Signal},
-    policy::{Class, Policy, Slo},
+    places::Places,
+    policy::{Class, Group, Slo},
     signal::{budget::Budget, histogram::Counts, in_flight::InFlight, tally::Tally},
     units::MilliCores,
 };
 
+/// Stands for the columns of groups that went.
+const ENDED: u32 = u32::MAX;
 /// Windows for people cover one to two of these.
 const HALF_WINDOW: Duration = Duration::from_secs(5);
 
@@ -148,8 +152,8 @@ pub struct MemoryLedger {
     pub oom_kills: Option<u64>,
     /// Counted by the probe, not by the cgroup's files.
     pub oom_kills_by_probe: bool,
-    /// Time stalled, by the group that is likely to use what this one lacks: an index, `None` for unknown.
-    pub blame: BTreeMap<Option<usize>, Time>,
+    /// Time stalled, by the group that is likely to use what this one lacks; `None` for unknown.
+    pub blame: BTreeMap<Option<GroupId>, Time>,
 }
 
 impl MemoryLedger {
@@ -256,7 +260,11 @@ impl GroupLedger {
 /// Everything that is reported.
 #[derive(Clone, Debug)]
 pub struct Ledger {
-    pub groups: Vec<GroupLedger>,
+    pub groups: Places<GroupLedger>,
+    /// CPU time of BE groups that went.
+    pub be_gone: Duration,
+    /// What a group's memory is at first: what is measured here, and nothing yet.
+    memory: MemoryLedger,
     pub reason: Reason,
     /// Time for which each kind of reason held, in the order of [`Reason::LABELS`].
     pub reason_time: [Duration; Reason::LABELS.len()],
@@ -278,6 +286,8 @@ pub struct Ledger {
     pub slots_used: usize,
     pub slots_capacity: u32,
     pub unwatched: usize,
+    /// The agent as part of a cluster; `None`: there is none.
+    pub cluster: Option<ClusterLedger>,
     pub steal: Option<f64>,
     /// Time without BE, from which objectives are learned.
     pub quiet: Duration,
@@ -300,44 +310,31 @@ pub struct Ledger {
     window_began: [Duration; 2],
 }
 
+/// The agent as part of a cluster.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClusterLedger {
+    /// Pods that are told apart.
+    pub pods: usize,
+    /// `None`: not worked out yet.
+    pub lent: Option<Lent>,
+    /// Pods that were asked to go.
+    pub evictions: u64,
+}
+
 impl Ledger {
-    /// Nothing counted yet.
+    /// Nothing counted yet, and no groups. `overhead_budget`: of the node's CPU time.
     pub fn new(
-        policy: &Policy,
+        overhead_budget: f64,
         shadow: bool,
         sizes: Sizes,
         wait_source: WaitSource,
         request_latency_missing: Option<String>,
         memory: &MemoryProbes,
     ) -> Self {
-        let group = |group: &crate::policy::Group| {
-            let is_ls = group.class == Class::LS;
-            GroupLedger {
-                name: group.name.clone(),
-                class: group.class,
-                slo: group.slo,
-                floor: group.floor,
-                cgroups: 0,
-                cgroups_uncounted: 0,
-                cpu: Time::default(),
-                switches: 0,
-                waits: Durations::default(),
-                requests: (is_ls && request_latency_missing.is_none()).then(Durations::default),
-                one_in: 1,
-                waiting: None,
-                budgets: BTreeMap::new(),
-                requests_put_by: None,
-                blame: BTreeMap::new(),
-                memory: MemoryLedger::new(memory),
-                restraint: None,
-                restrained: Duration::ZERO,
-                levers: Levers::default(),
-                evict: false,
-                cause: None,
-            }
-        };
         Self {
-            groups: policy.groups.iter().map(group).collect(),
+            groups: Places::default(),
+            be_gone: Duration::ZERO,
+            memory: MemoryLedger::new(memory),
             reason: Reason::Met,
             reason_time: [Duration::ZERO; Reason::LABELS.len()],
             shadow,
@@ -354,6 +351,7 @@ impl Ledger {
             slots_used: 0,
             slots_capacity: 0,
             unwatched: 0,
+            cluster: None,
             steal: None,
             quiet: Duration::ZERO,
             wait_source,
@@ -361,7 +359,7 @@ impl Ledger {
             request_latency_missing,
             probe_times: BTreeMap::new(),
             overhead: None,
-            overhead_budget: policy.overhead.ratio(),
+            overhead_budget,
             shed: Level::Nothing,
             ready: false,
             history: History::default(),
@@ -369,6 +367,63 @@ impl Ledger {
             turned_at: Duration::ZERO,
             window_began: [Duration::ZERO; 2],
         }
+    }
+
+    /// A group came, or what holds for it has changed.
+    pub fn join(&mut self, id: GroupId, group: &Group) {
+        if let Some(known) = self.groups.get_mut(id) {
+            (known.slo, known.floor) = (group.slo, group.floor);
+            return;
+        }
+        let serves = group.is_victim() && self.request_latency_missing.is_none();
+        self.groups.put(
+            id,
+            GroupLedger {
+                name: group.name.clone(),
+                class: group.class,
+                slo: group.slo,
+                floor: group.floor,
+                cgroups: 0,
+                cgroups_uncounted: 0,
+                cpu: Time::default(),
+                switches: 0,
+                waits: Durations::default(),
+                requests: serves.then(Durations::default),
+                one_in: 1,
+                waiting: None,
+                budgets: BTreeMap::new(),
+                requests_put_by: None,
+                blame: BTreeMap::new(),
+                memory: self.memory.clone(),
+                restraint: None,
+                restrained: Duration::ZERO,
+                levers: Levers::default(),
+                evict: false,
+                cause: None,
+            },
+        );
+    }
+
+    /// A group went. What others were made to wait for it is no longer told by name.
+    pub fn leave(&mut self, id: GroupId) {
+        let Some(gone) = self.groups.take(id) else { return };
+        if gone.class == Class::BE {
+            self.be_gone += gone.cpu.total();
+        }
+        let column = FIRST_CULPRIT + u32::try_from(id.0).expect("places are few");
+        for group in self.groups.values_mut() {
+            if let Some(time) = group.blame.remove(&column) {
+                group.blame.entry(ENDED).or_default().add(time.total());
+            }
+            if let Some(time) = group.memory.blame.remove(&Some(id)) {
+                group.memory.blame.entry(None).or_default().add(time.total());
+            }
+        }
+    }
+
+    /// A group's name.
+    pub fn name(&self, id: GroupId) -> &str {
+        self.groups.get(id).map_or("(ended)", |group| &group.name)
     }
 
     /// Notes the plan in force since the last call.
@@ -381,8 +436,7 @@ impl Ledger {
         if let Reason::Shadow { takes_cores, .. } = plan.reason {
             self.shadow_cost += takes_cores * elapsed.as_secs_f64();
         }
-        for (index, group) in self.groups.iter_mut().enumerate() {
-            let id = GroupId(index);
+        for (id, group) in self.groups.iter_mut() {
             group.evict = plan.evict.contains(&id);
             group.cause = plan
                 .verdicts
@@ -428,7 +482,7 @@ impl Ledger {
         }
         self.turned_at = now;
         self.window_began = [now, self.window_began[0]];
-        for group in &mut self.groups {
+        for group in self.groups.values_mut() {
             group.cpu.turn();
             group.waits.turn();
             if let Some(requests) = &mut group.requests {
@@ -445,8 +499,8 @@ impl Ledger {
     }
 
     /// The name of a likely user of memory.
-    pub fn memory_user(&self, group: Option<usize>) -> &str {
-        group.map_or("(unknown)", |group| &self.groups[group].name)
+    pub fn memory_user(&self, group: Option<GroupId>) -> &str {
+        group.map_or("(unknown)", |group| self.name(group))
     }
 
     /// The name of a culprit column. Groups cannot have these names: they contain no parentheses.
@@ -455,7 +509,8 @@ impl Ledger {
             CULPRIT_OTHER => "(other)",
             CULPRIT_IDLE => "(idle)",
             CULPRIT_UNATTRIBUTED => "(unattributed)",
-            _ => &self.groups[(column - FIRST_CULPRIT) as usize].name,
+            ENDED => "(ended)",
+            _ => self.name(GroupId((column - FIRST_CULPRIT) as usize)),
         }
     }
 }
@@ -467,7 +522,7 @@ mod tests {
     use super::*;
     use crate::{
         decision::plan::Objective,
-        policy::EXAMPLE,
+        policy::{EXAMPLE, Policy},
         report::{
             metrics::{self, Process},
             status::Status,
@@ -479,7 +534,18 @@ mod tests {
     fn ledger() -> Ledger {
         let policy = Policy::parse(EXAMPLE, Path::new("policy.yaml"), 4).unwrap();
         let sizes = Sizes { cpus: 4, slots: 16, victims: 2, culprits: 5 };
-        Ledger::new(&policy, true, sizes, WaitSource::SchedInfo, None, &MemoryProbes::default())
+        let mut ledger = Ledger::new(
+            policy.overhead.ratio(),
+            true,
+            sizes,
+            WaitSource::SchedInfo,
+            None,
+            &MemoryProbes::default(),
+        );
+        for (place, group) in policy.groups.iter().enumerate() {
+            ledger.join(GroupId(place), group);
+        }
+        ledger
     }
 
     fn metrics(ledger: &Ledger) -> String {
@@ -509,9 +575,9 @@ mod tests {
     #[test]
     fn the_error_budget_of_what_was_counted_is_told_and_no_other() {
         let mut ledger = ledger();
-        ledger.groups[0].spend(SECOND, Signal::RequestLatency, Tally { total: 1_000, slow: 15 });
+        ledger.groups[GroupId(0)].spend(SECOND, Signal::RequestLatency, Tally { total: 1_000, slow: 15 });
         // Nothing was promised to BE.
-        ledger.groups[1].spend(SECOND, Signal::RunQueueWait, Tally { total: 1_000, slow: 15 });
+        ledger.groups[GroupId(1)].spend(SECOND, Signal::RunQueueWait, Tally { total: 1_000, slow: 15 });
         ledger.advance(SECOND);
         let text = metrics(&ledger);
         let found: Vec<_> = text.lines().filter(|line| line.starts_with("enforcer_error_budget")).collect();

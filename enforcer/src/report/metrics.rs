@@ -15,8 +15,10 @@ use super::ledger::{Durations, GroupLedger, Ledger, MemoryLedger, Stalls, Waitin
 use crate::{
     decision::plan::Reason,
     model::{Lever, Signal},
+    places::Places,
     policy::Class,
     signal::{budget::Window, histogram::Counts},
+    units::Amounts,
 };
 
 /// Media type of [`render`]'s text.
@@ -55,6 +57,7 @@ impl Process {
 
 fn families(ledger: &Ledger, process: &Process) -> Vec<MetricFamily> {
     let mut families = node(ledger);
+    families.extend(cluster(ledger));
     families.extend(cost(ledger));
     families.extend(groups(ledger));
     families.extend(requests(&ledger.groups));
@@ -184,6 +187,38 @@ fn node(ledger: &Ledger) -> Vec<MetricFamily> {
     ]
 }
 
+/// What is known only where there is a cluster.
+fn cluster(ledger: &Ledger) -> Vec<MetricFamily> {
+    let Some(cluster) = &ledger.cluster else { return Vec::new() };
+    let lent = cluster.lent.as_ref();
+    let amounts = |amounts: Option<Amounts>| {
+        amounts.into_iter().flat_map(|amounts| {
+            [
+                sample([("resource", "cpu")], amounts.cpu_milli as f64 / 1e3),
+                sample([("resource", "memory")], amounts.memory_bytes as f64),
+            ]
+        })
+    };
+    vec![
+        gauge("enforcer_pods", "Pods that are told apart", [sample([], cluster.pods as f64)]),
+        gauge(
+            "enforcer_batch_offered",
+            "What the node's status offers to batch pods: cores and bytes",
+            amounts(lent.and_then(|lent| lent.offered)),
+        ),
+        gauge(
+            "enforcer_batch_calculated",
+            "What would be offered right now: cores and bytes",
+            amounts(lent.and_then(|lent| lent.terms).map(|terms| terms.offered())),
+        ),
+        counter(
+            "enforcer_evictions_asked_total",
+            "Batch pods that the API server was asked to evict",
+            [sample([], cluster.evictions as f64)],
+        ),
+    ]
+}
+
 /// What the agent and its probes cost.
 fn cost(ledger: &Ledger) -> Vec<MetricFamily> {
     vec![
@@ -212,13 +247,13 @@ fn cost(ledger: &Ledger) -> Vec<MetricFamily> {
 fn groups(ledger: &Ledger) -> Vec<MetricFamily> {
     let groups = &ledger.groups;
     let each = |value: fn(&GroupLedger) -> Option<f64>| {
-        groups.iter().filter_map(move |group| Some(sample([("group", &group.name)], value(group)?)))
+        groups.values().filter_map(move |group| Some(sample([("group", &group.name)], value(group)?)))
     };
     vec![
         gauge(
             "enforcer_group_info",
             "Always 1; the class of a group",
-            groups.iter().map(|group| {
+            groups.values().map(|group| {
                 sample([("group", group.name.as_str()), ("class", &group.class.to_string())], 1.0)
             }),
         ),
@@ -241,7 +276,7 @@ fn groups(ledger: &Ledger) -> Vec<MetricFamily> {
         durations(
             "enforcer_run_queue_wait_seconds",
             "From runnable to running",
-            groups.iter().map(|group| (group, &group.waits)),
+            groups.values().map(|group| (group, &group.waits)),
         ),
         counter(
             "enforcer_run_queue_wait_slow_total",
@@ -291,29 +326,29 @@ fn groups(ledger: &Ledger) -> Vec<MetricFamily> {
         gauge(
             "enforcer_cause",
             "1 for the cause for which a group misses an objective; absent while it misses none",
-            groups.iter().filter_map(|group| {
+            groups.values().filter_map(|group| {
                 Some(sample([("group", group.name.as_str()), ("cause", group.cause?.label())], 1.0))
             }),
         ),
     ]
 }
 
-fn requests(groups: &[GroupLedger]) -> Vec<MetricFamily> {
+fn requests(groups: &Places<GroupLedger>) -> Vec<MetricFamily> {
     let each = |value: fn(&Waiting) -> f64| {
         groups
-            .iter()
+            .values()
             .filter_map(move |group| Some(sample([("group", &group.name)], value(group.waiting.as_ref()?))))
     };
     vec![
         durations(
             "enforcer_request_duration_seconds",
             "From a request's first byte to its response's first byte",
-            groups.iter().filter_map(|group| Some((group, group.requests.as_ref()?))),
+            groups.values().filter_map(|group| Some((group, group.requests.as_ref()?))),
         ),
         counter(
             "enforcer_request_slow_total",
             "Requests slower than the objective, answered or not",
-            groups.iter().filter_map(|group| {
+            groups.values().filter_map(|group| {
                 group.slo.request_latency_p99?;
                 let slow = group.requests.as_ref()?.tally.slow;
                 Some(sample([("group", &group.name)], slow as f64))
@@ -324,8 +359,8 @@ fn requests(groups: &[GroupLedger]) -> Vec<MetricFamily> {
             "Part of a group's requests that is looked at; it stands for the rest",
             groups
                 .iter()
-                .filter(|group| group.requests.is_some())
-                .map(|group| sample([("group", &group.name)], 1.0 / f64::from(group.one_in))),
+                .filter(|(_, group)| group.requests.is_some())
+                .map(|(_, group)| sample([("group", &group.name)], 1.0 / f64::from(group.one_in))),
         ),
         gauge(
             "enforcer_requests_in_flight",
@@ -357,12 +392,12 @@ fn promises(ledger: &Ledger) -> Vec<MetricFamily> {
         gauge(
             "enforcer_slo_seconds",
             "Objective: at most 1 % may be slower",
-            groups.iter().flat_map(objectives),
+            groups.values().flat_map(objectives),
         ),
         gauge(
             "enforcer_slo_learned",
             "Whether an objective that is left to be learned is known",
-            groups.iter().flat_map(learned),
+            groups.values().flat_map(learned),
         ),
         counter(
             "enforcer_quiet_seconds_total",
@@ -372,7 +407,7 @@ fn promises(ledger: &Ledger) -> Vec<MetricFamily> {
         gauge(
             "enforcer_error_budget_remaining_ratio",
             "Part of the slow ones allowed in the window that is left; negative when there were more",
-            groups.iter().flat_map(|group| budgets(group, ledger.since_start)),
+            groups.values().flat_map(|group| budgets(group, ledger.since_start)),
         ),
     ]
 }
@@ -402,7 +437,7 @@ fn budgets(group: &GroupLedger, now: Duration) -> impl Iterator<Item = Metric> {
 }
 
 fn levers(ledger: &Ledger, is_so: fn(&GroupLedger, Lever) -> bool) -> impl Iterator<Item = Metric> {
-    let be = ledger.groups.iter().filter(|group| group.class == Class::BE);
+    let be = ledger.groups.values().filter(|group| group.class == Class::BE);
     be.flat_map(move |group| {
         let sample_of = move |lever: Lever| {
             let labels = [("group", group.name.as_str()), ("lever", lever.label())];
@@ -415,13 +450,13 @@ fn levers(ledger: &Ledger, is_so: fn(&GroupLedger, Lever) -> bool) -> impl Itera
 fn memory(ledger: &Ledger) -> Vec<MetricFamily> {
     let groups = &ledger.groups;
     let each = |value: fn(&MemoryLedger) -> Option<f64>| {
-        groups.iter().filter_map(move |group| Some(sample([("group", &group.name)], value(&group.memory)?)))
+        groups.values().filter_map(move |group| Some(sample([("group", &group.name)], value(&group.memory)?)))
     };
     vec![
         gauge(
             "enforcer_slo_ratio",
             "Objective: at most this share of the time",
-            groups.iter().filter_map(|group| {
+            groups.values().filter_map(|group| {
                 let labels = [("group", group.name.as_str()), ("signal", "memory_stall")];
                 Some(sample(labels, group.slo.memory_stall?.ratio()))
             }),
@@ -467,7 +502,7 @@ fn memory(ledger: &Ledger) -> Vec<MetricFamily> {
 
 /// Per group and cause, where the cause is measured.
 fn stalls(ledger: &Ledger, value: fn(&Stalls) -> f64) -> impl Iterator<Item = Metric> {
-    ledger.groups.iter().flat_map(move |group| {
+    ledger.groups.values().flat_map(move |group| {
         StallCause::ALL.into_iter().filter_map(move |cause| {
             let stalls = group.memory.stalls[cause as usize].as_ref()?;
             let labels = [("group", group.name.as_str()), ("cause", stall_label(cause))];
@@ -477,7 +512,7 @@ fn stalls(ledger: &Ledger, value: fn(&Stalls) -> f64) -> impl Iterator<Item = Me
 }
 
 fn memory_blame(ledger: &Ledger) -> impl Iterator<Item = Metric> {
-    ledger.groups.iter().flat_map(move |victim| {
+    ledger.groups.values().flat_map(move |victim| {
         victim.memory.blame.iter().map(move |(&user, time)| {
             let labels = [("victim", victim.name.as_str()), ("culprit", ledger.memory_user(user))];
             sample(labels, time.total().as_secs_f64())
@@ -495,7 +530,7 @@ const fn stall_label(cause: StallCause) -> &'static str {
 
 /// Only pairs that ever occurred: victims times culprits would be too many series.
 fn blame(ledger: &Ledger) -> impl Iterator<Item = Metric> {
-    ledger.groups.iter().flat_map(move |victim| {
+    ledger.groups.values().flat_map(move |victim| {
         victim.blame.iter().map(move |(&column, time)| {
             let labels = [("victim", victim.name.as_str()), ("culprit", ledger.culprit(column))];
             sample(labels, time.total().as_secs_f64())

@@ -1,5 +1,6 @@
 //! What was measured and done, for people and machines.
 
+pub mod batch;
 pub mod client;
 pub mod explain;
 pub mod history;

@@ -1,4 +1,4 @@
-//! HTTP: `/metrics`, `/healthz`, `/readyz`, `/v1/status`, `/v1/decisions`.
+//! HTTP: `/metrics`, `/healthz`, `/readyz`, `/v1/status`, `/v1/decisions`, `/v1/batch`.
 //!
 //! Served by a thread of its own, so that a scrape never delays the loop.
 
@@ -74,6 +74,7 @@ pub fn serve(address: SocketAddr, shared: Shared) -> std::io::Result<SocketAddr>
             .route("/readyz", get(readyz))
             .route("/v1/status", get(status))
             .route("/v1/decisions", get(decisions))
+            .route("/v1/batch", get(batch))
             .with_state(shared);
         axum::serve(listener, routes).await
     };
@@ -119,6 +120,15 @@ async fn status(State(shared): State<Shared>) -> Response {
 async fn decisions(State(shared): State<Shared>) -> Response {
     let shared = shared.lock();
     json(&shared.ledger.history.decisions().collect::<Vec<_>>())
+}
+
+async fn batch(State(shared): State<Shared>) -> Response {
+    let shared = shared.lock();
+    let Some(cluster) = &shared.ledger.cluster else {
+        return (StatusCode::NOT_FOUND, "this agent knows of no cluster: start it with --node NAME\n")
+            .into_response();
+    };
+    json(&cluster.lent)
 }
 
 fn json(data: &impl Serialize) -> Response {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::model::GroupId;
+
 use super::tally::Tally;
 use crate::units::Share;
 
@@ -90,15 +92,16 @@ const NOTABLE_BYTES: f64 = 1024.0 * 1024.0;
 /// A victim that stalled mostly at a limit, and whose own limit was reached, has itself to blame. Otherwise it is the group
 /// that took most memory in meanwhile. `None`: nobody stalled, nobody took anything notable, or too little is known.
 /// Likely, not certain: the kernel keeps no account of whom it reclaimed for.
-pub fn likely_user(victim: usize, stalled: Stalled, intakes: &[Intake]) -> Option<usize> {
+pub fn likely_user(victim: GroupId, stalled: Stalled, intakes: &[(GroupId, Intake)]) -> Option<GroupId> {
     if stalled == Stalled::default() {
         return None;
     }
-    let own_limit = intakes.get(victim)?.limit_hits.is_some_and(|hits| hits > 0.0);
+    let own = intakes.iter().find(|(group, _)| *group == victim)?.1;
+    let own_limit = own.limit_hits.is_some_and(|hits| hits > 0.0);
     if own_limit && stalled.at_a_limit >= stalled.node_short {
         return Some(victim);
     }
-    let taken = intakes.iter().enumerate().filter_map(|(group, intake)| Some((group, intake.taken_bytes()?)));
+    let taken = intakes.iter().filter_map(|(group, intake)| Some((*group, intake.taken_bytes()?)));
     let most = taken.max_by(|(_, a), (_, b)| a.total_cmp(b));
     most.filter(|(_, bytes)| *bytes >= NOTABLE_BYTES).map(|(group, _)| group)
 }
@@ -169,7 +172,8 @@ mod tests {
             ("nobody stalled", Stalled::default(), vec![intake(0.0, 0.0), intake(90.0, 0.0)], None),
             ("nothing is known", node_short, vec![unknown, unknown], None),
         ] {
-            assert_eq!(likely_user(0, stalled, &intakes), expected, "{what}");
+            let intakes: Vec<_> = (0..).map(GroupId).zip(intakes).collect();
+            assert_eq!(likely_user(GroupId(0), stalled, &intakes), expected.map(GroupId), "{what}");
         }
     }
 }

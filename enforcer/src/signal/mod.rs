@@ -11,3 +11,4 @@ pub mod memory;
 pub mod pace;
 pub mod sampling;
 pub mod tally;
+pub mod usage;

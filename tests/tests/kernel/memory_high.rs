@@ -14,10 +14,10 @@ use enforcer::{
     actuation::{Actuator, Target, journal::Journal},
     cgroup::{
         hierarchy::{Hierarchy, Mounts},
-        setting::{Setting, SettingFile},
+        setting::{Knob, Setting, SettingFile},
         tree::Directory,
     },
-    model::{GroupId, Lever},
+    model::GroupId,
 };
 use enforcer_rig::{
     process::{Process, exec_in},
@@ -152,7 +152,7 @@ pub fn unavailable() -> Result<()> {
     let sandbox = Sandbox::new("enforcer-test")?;
     let group = sandbox.group("be", 1024)?;
     let directory = group.v2_directory().context("no v2 hierarchy")?;
-    let read = SettingFile::new(Hierarchy::V2, directory, Lever::Memory).read();
+    let read = SettingFile::new(Hierarchy::V2, directory, Knob::MemoryHigh).read();
     let error = read.err().context("memory.high can be read")?.to_string();
     ensure!(error.contains("no memory.high: the memory controller is on v1"), "{error}");
     let checked = enforcer()?.arg("check").output()?;

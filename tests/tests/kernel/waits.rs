@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use enforcer::{
     cgroup::hierarchy::Hierarchy,
     kernel::{
@@ -49,6 +49,7 @@ pub fn key(group: &Group, hierarchy: Hierarchy) -> Result<Key> {
     let directory = match hierarchy {
         Hierarchy::V2 => group.v2_directory().context("no v2 hierarchy")?,
         Hierarchy::V1Cpu | Hierarchy::V1Cpuset => group.cpu_directory(),
+        Hierarchy::V1Memory => bail!("no probe counts by directories of v1's memory controller"),
     };
     Ok(hierarchy.key(fs::metadata(directory)?.ino()))
 }

@@ -14,6 +14,8 @@ use crate::{
 const PERIOD_US: u64 = 1_000_000;
 /// Against what BE does on the CPUs. There every burst keeps LS waiting for as long as it lasts, so they must be short.
 const CPU_PERIOD_US: u64 = 10_000;
+/// As kubelet has it, where nothing speaks for another one.
+const KUBELETS_PERIOD_US: u64 = 100_000;
 /// "Stopped" in a trial: the smallest quota in the longest period, 0.1 % of one CPU. Quicker to end than a freeze, and
 /// no harm if the agent dies.
 pub const STOPPED: Restraint = Restraint::quota(CpuLimit { quota_us: Some(1_000), period_us: PERIOD_US });
@@ -30,9 +32,11 @@ const AVERAGE: Duration = Duration::from_secs(1);
 const DEMAND_FADES: Duration = Duration::from_secs(20);
 
 /// A BE group and what it is known to want.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct BeGroup {
     pub id: GroupId,
+    /// What groups of the same kind share.
+    pub workload: String,
     floor: MilliCores,
     pub exists: bool,
     levers: Levers,
@@ -45,16 +49,21 @@ pub struct BeGroup {
 }
 
 impl BeGroup {
-    pub fn new(id: GroupId, floor: MilliCores) -> Self {
+    pub fn new(id: GroupId, workload: String) -> Self {
         Self {
             id,
-            floor,
+            workload,
+            floor: MilliCores(0),
             exists: false,
             levers: Levers::default(),
             usage: 0.0,
             demand: 0.0,
             memory_wanted: None,
         }
+    }
+
+    pub const fn set_floor(&mut self, floor: MilliCores) {
+        self.floor = floor;
     }
 
     /// Takes in a snapshot. `restraint`: what was in force meanwhile, so that it could not show what it wants.
@@ -73,7 +82,7 @@ impl BeGroup {
 
     /// In the time since the last snapshot, without averaging.
     pub fn runs_now(&self, node: &Snapshot) -> bool {
-        node.groups[self.id.0].cpu_cores.is_some_and(|cores| cores >= RUNS_CORES)
+        node.group(self.id).cpu_cores.is_some_and(|cores| cores >= RUNS_CORES)
     }
 
     pub fn runs(&self) -> bool {
@@ -99,6 +108,16 @@ impl BeGroup {
         let kept = MEMORY_KEPT + (1.0 - MEMORY_KEPT) * share;
         let pages = wanted as f64 * kept / PAGES as f64;
         Some(whole(pages) * PAGES)
+    }
+
+    /// Its part where BE has to share, in no particular unit.
+    pub fn claim(&self) -> f64 {
+        self.usage + self.floor_kept()
+    }
+
+    /// The quota that leaves it so many CPUs, or its floor if that is more.
+    pub fn quota_of(&self, cores: f64) -> CpuLimit {
+        CpuLimit::of(MilliCores::from_cores(cores.max(self.floor_kept())), KUBELETS_PERIOD_US)
     }
 
     /// The quota that leaves it `share` of what it wants above its floor; none for all of it.

@@ -4,7 +4,10 @@ mod be;
 mod squeeze;
 mod watched;
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use self::{
     be::{BeGroup, STOPPED},
@@ -20,7 +23,7 @@ use super::{
 };
 use crate::{
     model::{GroupId, Lever, Restraint, Signal, Snapshot},
-    policy::{Class, Policy},
+    policy::{Class, Group},
     signal::tally::ALLOWED,
 };
 
@@ -33,7 +36,9 @@ const AIM: f64 = 0.7;
 const FIRST_SHARE_MAX: f64 = 0.6;
 /// Of the memory that may be taken from BE, it keeps so much at first.
 const MEMORY_FIRST: f64 = 0.5;
-/// So many BE groups are tried one by one before all together.
+/// BE that uses less than this part of what a rule leaves it needs no limit.
+const NEARLY: f64 = 0.8;
+/// So many BE workloads are tried one by one before all together.
 const SINGLES_MAX: usize = 3;
 
 /// Whether trials may be made.
@@ -49,19 +54,23 @@ pub enum Mode {
 pub struct Governor {
     mode: Mode,
     cpus: u32,
-    be: Vec<BeGroup>,
-    objectives: Vec<Watched>,
+    be: BTreeMap<GroupId, BeGroup>,
+    /// Those that keep the node going.
+    system: BTreeSet<GroupId>,
+    objectives: BTreeMap<Objective, Watched>,
     phase: Phase,
     learned: Vec<Learned>,
     taken_at: Duration,
     plan: Plan,
 }
 
-/// That some BE groups, by place, were the cause of one objective's trouble, and what they may keep.
+/// That some BE workloads were the cause of one objective's trouble, and what they may keep. By name, because pods of the
+/// same kind come and go.
 #[derive(Debug)]
 struct Learned {
-    watched: usize,
-    who: Vec<usize>,
+    victim: String,
+    signal: Signal,
+    culprits: BTreeSet<String>,
     bands: Bands,
     at: Duration,
 }
@@ -77,33 +86,26 @@ enum Phase {
 #[derive(Debug)]
 struct Trying {
     trial: Trial,
-    watched: usize,
-    /// Who is stopped, by place.
-    who: Vec<usize>,
+    watched: Objective,
+    /// Who is stopped.
+    who: Vec<GroupId>,
     /// When it ran last.
     ran_at: Duration,
     /// Who is tried next, last first.
-    next: Vec<Vec<usize>>,
+    next: Vec<Vec<GroupId>>,
     /// The squeeze that is to be verified.
     proven: Option<Squeeze>,
 }
 
 impl Governor {
-    /// Starts with no limits.
-    pub fn new(policy: &Policy, mode: Mode) -> Self {
-        let groups = || policy.groups.iter().enumerate().map(|(index, group)| (GroupId(index), group));
-        let be = groups().filter(|(_, group)| group.class == Class::BE);
-        let objectives = groups().flat_map(|(victim, group)| {
-            let slo = group.slo;
-            let watched = move |&signal: &Signal| slo.promise(signal).is_some() || slo.auto(signal).is_some();
-            let signals = Signal::ALL.into_iter().filter(watched);
-            signals.map(move |signal| Watched::new(Objective { victim, signal }, slo.promise(signal)))
-        });
+    /// Starts with no limits and no groups. `cpus`: of the node.
+    pub fn new(mode: Mode, cpus: u32) -> Self {
         Self {
             mode,
-            cpus: policy.cpus,
-            be: be.map(|(id, group)| BeGroup::new(id, group.floor)).collect(),
-            objectives: objectives.collect(),
+            cpus,
+            be: BTreeMap::new(),
+            system: BTreeSet::new(),
+            objectives: BTreeMap::new(),
             phase: Phase::Free,
             learned: Vec::new(),
             taken_at: Duration::ZERO,
@@ -111,16 +113,79 @@ impl Governor {
         }
     }
 
+    /// A group came, or what holds for it has changed. The next snapshot tells of it.
+    pub fn join(&mut self, id: GroupId, group: &Group) {
+        match group.class {
+            Class::SYSTEM => _ = self.system.insert(id),
+            Class::BE => {
+                let new = || BeGroup::new(id, group.workload.clone());
+                self.be.entry(id).or_insert_with(new).set_floor(group.floor);
+            }
+            Class::LS => {
+                for signal in Signal::ALL {
+                    let objective = Objective { victim: id, signal };
+                    let promised = group.slo.promise(signal);
+                    if promised.is_some() || group.slo.auto(signal).is_some() {
+                        let new = || Watched::new(objective, group.workload.clone());
+                        self.objectives.entry(objective).or_insert_with(new).promise(promised);
+                    } else {
+                        self.forget(objective);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A group went. What was learned of its workload is kept.
+    pub fn leave(&mut self, id: GroupId) {
+        for signal in Signal::ALL {
+            self.forget(Objective { victim: id, signal });
+        }
+        self.be.remove(&id);
+        self.system.remove(&id);
+        self.plan.restraints.remove(&id);
+        self.phase = match std::mem::replace(&mut self.phase, Phase::Free) {
+            Phase::Free => Phase::Free,
+            Phase::Trying(mut trying) => {
+                let others = |who: &mut Vec<GroupId>| who.retain(|other| *other != id);
+                others(&mut trying.who);
+                trying.next.iter_mut().for_each(others);
+                trying.next.retain(|who| !who.is_empty());
+                trying.proven.iter_mut().for_each(|squeeze| others(&mut squeeze.who));
+                if trying.who.is_empty() { Phase::Free } else { Phase::Trying(trying) }
+            }
+            Phase::Squeeze(mut squeeze) => {
+                squeeze.who.retain(|other| *other != id);
+                if squeeze.who.is_empty() { self.release(squeeze) } else { Phase::Squeeze(squeeze) }
+            }
+        };
+    }
+
+    /// Nothing is promised of it any more.
+    fn forget(&mut self, objective: Objective) {
+        if !self.objectives.contains_key(&objective) {
+            return;
+        }
+        self.phase = match std::mem::replace(&mut self.phase, Phase::Free) {
+            Phase::Trying(Trying { watched, proven, .. }) if watched == objective => {
+                proven.map_or(Phase::Free, |squeeze| self.release(squeeze))
+            }
+            Phase::Squeeze(squeeze) if squeeze.watched == objective => self.release(squeeze),
+            phase => phase,
+        };
+        self.objectives.remove(&objective);
+    }
+
     /// The plan for a node that looks like `node`. Snapshots come in the order in which they were taken.
     pub fn decide(&mut self, node: &Snapshot) -> &Plan {
         let elapsed = node.taken_at.saturating_sub(self.taken_at);
         self.taken_at = node.taken_at;
         let spoilt = node.steal.is_some_and(|steal| steal > STEAL_MAX);
-        for be in &mut self.be {
-            let restraint = self.plan.restraints.get(&be.id).copied().unwrap_or_default();
-            be.observe(&node.groups[be.id.0], elapsed, restraint);
+        for (id, be) in &mut self.be {
+            let restraint = self.plan.restraints.get(id).copied().unwrap_or_default();
+            be.observe(node.group(*id), elapsed, restraint);
         }
-        for watched in &mut self.objectives {
+        for watched in self.objectives.values_mut() {
             watched.observe(node, elapsed, spoilt);
         }
         self.phase = match std::mem::replace(&mut self.phase, Phase::Free) {
@@ -128,25 +193,31 @@ impl Governor {
             Phase::Trying(trying) => self.go_on_trying(trying, node, spoilt),
             Phase::Squeeze(squeeze) => self.go_on_squeezing(squeeze, node, spoilt),
         };
-        self.write_plan();
+        self.write_plan(node);
         &self.plan
     }
 
-    fn is_be(&self, group: GroupId) -> bool {
-        self.be.iter().any(|be| be.id == group)
+    fn class(&self, group: GroupId) -> Class {
+        if self.be.contains_key(&group) {
+            Class::BE
+        } else if self.system.contains(&group) {
+            Class::SYSTEM
+        } else {
+            Class::LS
+        }
     }
 
     fn be_cores(&self) -> f64 {
-        self.be.iter().map(|be| be.usage).sum()
+        self.be.values().map(|be| be.usage).sum()
     }
 
     /// CPUs that BE uses when nothing limits it.
     fn be_wants(&self) -> f64 {
-        self.be.iter().map(|be| be.demand).sum()
+        self.be.values().map(|be| be.demand).sum()
     }
 
     fn be_runs(&self) -> bool {
-        self.be.iter().any(BeGroup::runs)
+        self.be.values().any(BeGroup::runs)
     }
 
     /// Nothing is squeezed: does an alarm call for something?
@@ -154,15 +225,15 @@ impl Governor {
         if self.mode == Mode::Shadow {
             return Phase::Free;
         }
-        (0..self.objectives.len()).find_map(|watched| self.react(watched)).unwrap_or(Phase::Free)
+        let in_trouble = |watched: &&Watched| watched.alarm.is_on() || watched.alarm.is_sudden();
+        let objectives: Vec<Objective> =
+            self.objectives.values().filter(in_trouble).map(|watched| watched.objective).collect();
+        objectives.into_iter().find_map(|objective| self.react(objective)).unwrap_or(Phase::Free)
     }
 
-    fn react(&mut self, watched: usize) -> Option<Phase> {
-        let objective = &self.objectives[watched];
+    fn react(&mut self, watched: Objective) -> Option<Phase> {
+        let objective = &self.objectives[&watched];
         let alarm = objective.alarm;
-        if !(alarm.is_on() || alarm.is_sudden()) {
-            return None;
-        }
         let waits = objective.waits_for_retry(self.taken_at, self.be_cores());
         // A trial without effect contradicts blame. One in which the objective was met says nothing of what changed since.
         let may_blame = !waits || objective.retry().is_some_and(|retry| retry.effect.is_met_with_be());
@@ -177,21 +248,21 @@ impl Governor {
     }
 
     /// The kernel itself saw what BE did while the victim waited: no trial is needed.
-    fn blame(&mut self, watched: usize) -> Option<Phase> {
-        let objective = &self.objectives[watched];
-        let (cause, evidence) = objective.cause(|group| self.is_be(group));
+    fn blame(&mut self, watched: Objective) -> Option<Phase> {
+        let objective = &self.objectives[&watched];
+        let (cause, evidence) = objective.cause(|group| self.class(group));
         match cause {
             Cause::BeCpu => {
-                let who = self.places(&objective.culprits(self.be.iter().map(|be| be.id)));
+                let who = objective.culprits(self.be.keys().copied());
                 let proof = Proof::Blame { waited_for_be: evidence.waited_for_be };
                 // The weakest lever first: one that takes nothing from BE where nobody else wants the CPU.
-                let all_idle = who.iter().all(|&place| self.be[place].has(Lever::Idle));
+                let all_idle = who.iter().all(|id| self.be[id].has(Lever::Idle));
                 let squeeze = self.squeeze(watched, who, proof, if all_idle { 1.0 } else { 0.0 });
                 Some(Phase::Squeeze(squeeze.frozen_at_the_floor(self.taken_at)))
             }
             Cause::BeMemory => {
-                let who = self.places(objective.memory_user.as_slice());
-                let can = who.iter().all(|&place| self.be[place].has(Lever::Memory));
+                let who: Vec<GroupId> = objective.memory_user.into_iter().collect();
+                let can = who.iter().all(|id| self.be[id].has(Lever::Memory));
                 can.then(|| Phase::Squeeze(self.squeeze(watched, who, Proof::Memory, MEMORY_FIRST)))
             }
             _ => None,
@@ -199,33 +270,43 @@ impl Governor {
     }
 
     /// BE that was proven to be the cause lately, and runs, need not be tried again.
-    fn remember(&mut self, watched: usize) -> Option<Phase> {
+    fn remember(&mut self, watched: Objective) -> Option<Phase> {
         let now = self.taken_at;
-        let found = self.learned.iter().find(|learned| {
-            learned.watched == watched
-                && now < learned.at + REMEMBERED
-                && learned.who.iter().any(|&place| self.be[place].runs())
+        let victim = &self.objectives[&watched].workload;
+        let found = self.learned.iter().find_map(|learned| {
+            let is_it = learned.is_of(victim, watched.signal) && now < learned.at + REMEMBERED;
+            let who = if is_it { self.members(&learned.culprits) } else { Vec::new() };
+            who.iter().any(|id| self.be[id].runs()).then_some(who)
         });
-        let who = found?.who.clone();
-        let squeeze = self.squeeze(watched, who, Proof::Remembered, 0.0);
+        let squeeze = self.squeeze(watched, found?, Proof::Remembered, 0.0);
         Some(Phase::Squeeze(squeeze.frozen_at_the_floor(now)))
     }
 
-    /// Starts a squeeze with what was learned of these groups, or with `share`.
-    fn squeeze(&mut self, watched: usize, who: Vec<usize>, proof: Proof, share: f64) -> Squeeze {
+    /// The groups of these workloads.
+    fn members(&self, workloads: &BTreeSet<String>) -> Vec<GroupId> {
+        let members = self.be.values().filter(|be| workloads.contains(&be.workload));
+        members.map(|be| be.id).collect()
+    }
+
+    /// Starts a squeeze with what was learned of these groups' workloads, or with `share`.
+    fn squeeze(&mut self, watched: Objective, who: Vec<GroupId>, proof: Proof, share: f64) -> Squeeze {
         let now = self.taken_at;
-        let known = self.learned.iter().position(|learned| learned.watched == watched && learned.who == who);
+        let culprits: BTreeSet<String> = who.iter().map(|id| self.be[id].workload.clone()).collect();
+        let victim = &self.objectives[&watched].workload;
+        let is_known =
+            |learned: &Learned| learned.is_of(victim, watched.signal) && learned.culprits == culprits;
+        let known = self.learned.iter().position(is_known);
         let cause = self.proven_cause(watched, proof);
         let mut bands = known.map_or_else(Bands::default, |place| self.learned.swap_remove(place).bands);
-        bands.follow(self.objectives[watched].load_hz);
-        let hold = Hold::start(now, self.objectives.len(), bands, share);
+        bands.follow(self.objectives[&watched].load_hz);
+        let hold = Hold::start(now, bands, share);
         self.reset_alarms();
-        Squeeze::start(now, hold, watched, who, cause, proof)
+        Squeeze::start(now, hold, watched, (who, culprits), cause, proof)
     }
 
     /// What the proof says, and where it says only that it is BE: on the CPUs, or in the caches?
-    fn proven_cause(&self, watched: usize, proof: Proof) -> Cause {
-        match (proof, self.objectives[watched].cause(|group| self.is_be(group))) {
+    fn proven_cause(&self, watched: Objective, proof: Proof) -> Cause {
+        match (proof, self.objectives[&watched].cause(|group| self.class(group))) {
             (Proof::Blame { .. }, _) => Cause::BeCpu,
             (Proof::Memory, _) => Cause::BeMemory,
             (Proof::Trial(_) | Proof::Remembered, (cause @ (Cause::BeCpu | Cause::BeMemory), _)) => cause,
@@ -233,49 +314,48 @@ impl Governor {
         }
     }
 
-    /// Who is to be tried: what runs, one group after the other, the likeliest first, then all of them.
-    fn try_without_be(&self, watched: usize) -> Option<Phase> {
-        let objective = &self.objectives[watched];
-        let running = |place: &usize| self.be[*place].runs() && self.be[*place].has(Lever::Quota);
-        let mut running: Vec<usize> = (0..self.be.len()).filter(running).collect();
-        let all = running.clone();
-        let guilt = |place: &usize| {
-            let be = &self.be[*place];
-            objective.waited_for(be.id) + be.usage
-        };
-        running.sort_by(|a, b| guilt(b).total_cmp(&guilt(a)));
-        let singles = running.into_iter().take(SINGLES_MAX).map(|place| vec![place]);
-        let mut next: Vec<Vec<usize>> = singles.collect();
-        if all.len() > 1 {
-            next.push(all);
+    /// Who is to be tried: what runs, one workload after the other, the likeliest first, then all of them.
+    fn try_without_be(&self, watched: Objective) -> Option<Phase> {
+        let objective = &self.objectives[&watched];
+        let running = || self.be.values().filter(|be| be.runs() && be.has(Lever::Quota));
+        let mut workloads: BTreeMap<&str, (f64, Vec<GroupId>)> = BTreeMap::new();
+        for be in running() {
+            let (guilt, who) = workloads.entry(&be.workload).or_default();
+            *guilt += objective.waited_for(be.id) + be.usage;
+            who.push(be.id);
         }
+        let all = (workloads.len() > 1).then(|| running().map(|be| be.id).collect());
+        let mut singles: Vec<(f64, Vec<GroupId>)> = workloads.into_values().collect();
+        singles.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let singles = singles.into_iter().take(SINGLES_MAX).map(|(_, who)| who);
+        let mut next: Vec<Vec<GroupId>> = singles.chain(all).collect();
         next.reverse();
         self.try_next(watched, next)
     }
 
-    fn try_next(&self, watched: usize, mut next: Vec<Vec<usize>>) -> Option<Phase> {
+    fn try_next(&self, watched: Objective, mut next: Vec<Vec<GroupId>>) -> Option<Phase> {
         let who = next.pop()?;
         Some(Phase::Trying(self.trying(watched, who, next, None)))
     }
 
     fn trying(
         &self,
-        watched: usize,
-        who: Vec<usize>,
-        next: Vec<Vec<usize>>,
+        watched: Objective,
+        who: Vec<GroupId>,
+        next: Vec<Vec<GroupId>>,
         proven: Option<Squeeze>,
     ) -> Trying {
         let now = self.taken_at;
         let seed = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        let trial = Trial::start(now, self.objectives[watched].rate_hz, seed);
+        let trial = Trial::start(now, self.objectives[&watched].rate_hz, seed);
         Trying { trial, watched, who, ran_at: now, next, proven }
     }
 
     fn go_on_trying(&mut self, mut trying: Trying, node: &Snapshot, spoilt: bool) -> Phase {
         let now = self.taken_at;
         let watched = trying.watched;
-        let tally = self.objectives[watched].tally(node).unwrap_or_default();
-        if trying.who.iter().any(|&place| self.be[place].runs_now(node)) {
+        let tally = self.objectives[&watched].tally(node).unwrap_or_default();
+        if trying.who.iter().any(|id| self.be[id].runs_now(node)) {
             trying.ran_at = now;
         }
         match trying.trial.observe(now, (!spoilt).then_some(tally)) {
@@ -297,11 +377,12 @@ impl Governor {
                     return phase;
                 }
                 self.did_not_help(watched, effect);
-                self.learned.retain(|learned| learned.watched != watched);
+                let victim = &self.objectives[&watched].workload;
+                self.learned.retain(|learned| !learned.is_of(victim, watched.signal));
                 Phase::Free
             }
             Step::Helps(effect) => {
-                self.objectives[watched].helped();
+                self.watched_mut(watched).helped();
                 let proof = Proof::Trial(effect);
                 Phase::Squeeze(match trying.proven {
                     Some(squeeze) => {
@@ -316,15 +397,17 @@ impl Governor {
 
     fn go_on_squeezing(&mut self, mut squeeze: Squeeze, node: &Snapshot, spoilt: bool) -> Phase {
         let now = self.taken_at;
-        let objective = &self.objectives[squeeze.watched];
-        let someone_runs = squeeze.who.iter().any(|&place| self.be[place].runs());
+        // Another pod of the same workload shares its lot.
+        squeeze.who = self.members(&squeeze.culprits);
+        let objective = &self.objectives[&squeeze.watched];
+        let someone_runs = squeeze.who.iter().any(|id| self.be[id].runs());
         if squeeze.has_taken_hold(now) && (!someone_runs || now >= objective.heard_at + SILENCE) {
             return self.release(squeeze);
         }
         let (be_cores, objectives) = (self.be_cores(), &self.objectives);
-        let tallies = objectives.iter().map(|watched| {
+        let tallies = objectives.values().filter_map(|watched| {
             let says_nothing_of_be = spoilt || watched.waits_for_retry(now, be_cores);
-            watched.tally(node).filter(|_| !says_nothing_of_be)
+            Some((watched.objective, watched.tally(node).filter(|_| !says_nothing_of_be)?))
         });
         if squeeze.observe(now, objective.load_hz, tallies) == hold::Verdict::Release {
             return self.release(squeeze);
@@ -336,17 +419,25 @@ impl Governor {
         Phase::Squeeze(squeeze)
     }
 
-    fn did_not_help(&mut self, watched: usize, effect: Effect) {
-        let be_cores = self.be_wants();
-        self.objectives[watched].did_not_help(self.taken_at, effect, be_cores);
+    fn did_not_help(&mut self, watched: Objective, effect: Effect) {
+        let (now, be_cores) = (self.taken_at, self.be_wants());
+        self.watched_mut(watched).did_not_help(now, effect, be_cores);
         self.reset_alarms();
     }
 
+    fn watched_mut(&mut self, objective: Objective) -> &mut Watched {
+        self.objectives.get_mut(&objective).expect("BUG: something is done about a forgotten objective")
+    }
+
     fn release(&mut self, squeeze: Squeeze) -> Phase {
-        let Squeeze { watched, who, hold, proof, .. } = squeeze;
+        let Squeeze { watched, culprits, hold, proof, .. } = squeeze;
+        let now = self.taken_at;
+        self.learned.retain(|learned| now < learned.at + REMEMBERED);
         // Shares of memory say nothing of shares of CPU.
-        if proof != Proof::Memory {
-            self.learned.push(Learned { watched, who, bands: hold.into_bands(), at: self.taken_at });
+        if proof != Proof::Memory && !culprits.is_empty() {
+            let victim = self.objectives[&watched].workload.clone();
+            let bands = hold.into_bands();
+            self.learned.push(Learned { victim, signal: watched.signal, culprits, bands, at: now });
         }
         self.reset_alarms();
         Phase::Free
@@ -354,17 +445,12 @@ impl Governor {
 
     /// What the alarms heard was said under other conditions.
     fn reset_alarms(&mut self) {
-        for watched in &mut self.objectives {
+        for watched in self.objectives.values_mut() {
             watched.alarm.reset();
         }
     }
 
-    /// Places of these BE groups, ascending.
-    fn places(&self, groups: &[GroupId]) -> Vec<usize> {
-        (0..self.be.len()).filter(|&place| groups.contains(&self.be[place].id)).collect()
-    }
-
-    fn write_plan(&mut self) {
+    fn write_plan(&mut self, node: &Snapshot) {
         let now = self.taken_at;
         self.plan.reason = self.reason();
         self.plan.restraints.clear();
@@ -372,12 +458,12 @@ impl Governor {
         self.plan.again_at = None;
         match &self.phase {
             Phase::Trying(Trying { trial, who, .. }) if trial.stops_be() => {
-                let existing = who.iter().map(|&place| &self.be[place]).filter(|be| be.exists);
+                let existing = who.iter().map(|id| &self.be[id]).filter(|be| be.exists);
                 self.plan.restraints.extend(existing.map(|be| (be.id, STOPPED)));
             }
             Phase::Free | Phase::Trying(_) => {}
             Phase::Squeeze(squeeze) => {
-                let existing = squeeze.who.iter().map(|&place| &self.be[place]).filter(|be| be.exists);
+                let existing = squeeze.who.iter().map(|id| &self.be[id]).filter(|be| be.exists);
                 for be in existing {
                     let restraint = squeeze.restraint(now, be, self.cpus);
                     if restraint != Restraint::default() {
@@ -390,21 +476,39 @@ impl Governor {
                 self.plan.again_at = squeeze.again_at(now);
             }
         }
+        if let Some(cores) = node.be_cores_max {
+            self.hold_within(cores);
+        }
         self.write_verdicts();
+    }
+
+    /// All BE together gets no more than so many CPUs, each group in proportion to what it used and its floor.
+    fn hold_within(&mut self, cores: f64) {
+        if self.mode == Mode::Shadow || self.be_cores() < NEARLY * cores {
+            return;
+        }
+        let claims: f64 = self.be.values().filter(|be| be.runs()).map(BeGroup::claim).sum();
+        for be in self.be.values().filter(|be| be.runs() && be.has(Lever::Quota)) {
+            let quota = be.quota_of(cores * be.claim() / claims);
+            let restraint = self.plan.restraints.entry(be.id).or_default();
+            if restraint.cores().is_none_or(|held| quota.cores().is_some_and(|ours| ours < held)) {
+                restraint.quota = Some(quota);
+            }
+        }
     }
 
     fn write_verdicts(&mut self) {
         let mut verdicts = std::mem::take(&mut self.plan.verdicts);
         verdicts.clear();
-        for (place, watched) in self.objectives.iter().enumerate() {
+        for watched in self.objectives.values() {
             let proven = match &self.phase {
                 // Cured, it shows nothing any more.
-                Phase::Squeeze(squeeze) if squeeze.watched == place => Some(squeeze.cause),
-                Phase::Trying(trying) if trying.watched == place => None,
+                Phase::Squeeze(squeeze) if squeeze.watched == watched.objective => Some(squeeze.cause),
+                Phase::Trying(trying) if trying.watched == watched.objective => None,
                 _ if watched.alarm.is_on() => None,
                 _ => continue,
             };
-            let (cause, evidence) = watched.cause(|group| self.is_be(group));
+            let (cause, evidence) = watched.cause(|group| self.class(group));
             let cause = proven.unwrap_or(cause);
             verdicts.push(Verdict { objective: watched.objective, cause, evidence });
         }
@@ -414,11 +518,9 @@ impl Governor {
     fn reason(&self) -> Reason {
         match &self.phase {
             Phase::Free => self.why_free(),
-            Phase::Trying(Trying { watched, .. }) => {
-                Reason::Trial { objective: self.objectives[*watched].objective }
-            }
+            Phase::Trying(Trying { watched, .. }) => Reason::Trial { objective: *watched },
             Phase::Squeeze(squeeze) => Reason::Squeeze {
-                objective: self.objectives[squeeze.watched].objective,
+                objective: squeeze.watched,
                 share: squeeze.hold.share(),
                 proof: squeeze.proof,
             },
@@ -426,20 +528,26 @@ impl Governor {
     }
 
     fn why_free(&self) -> Reason {
-        let Some(missed) = self.objectives.iter().find(|watched| watched.alarm.is_on()) else {
+        let Some(missed) = self.objectives.values().find(|watched| watched.alarm.is_on()) else {
             return Reason::Met;
         };
         let objective = missed.objective;
-        let (cause, _) = missed.cause(|group| self.is_be(group));
+        let (cause, _) = missed.cause(|group| self.class(group));
         match missed.retry() {
             _ if !self.be_runs() => Reason::NoBe { objective },
             _ if self.mode == Mode::Shadow => {
-                let takes_cores = self.be.iter().map(BeGroup::above_floor).sum();
+                let takes_cores = self.be.values().map(BeGroup::above_floor).sum();
                 Reason::Shadow { objective, cause, takes_cores }
             }
             Some(retry) => Reason::NoHelp { objective, cause, effect: retry.effect, retry_at: retry.at },
             None => Reason::Met,
         }
+    }
+}
+
+impl Learned {
+    fn is_of(&self, victim: &str, signal: Signal) -> bool {
+        self.victim == victim && self.signal == signal
     }
 }
 

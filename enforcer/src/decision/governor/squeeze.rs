@@ -1,15 +1,15 @@
 //! A squeeze in force: who is held back, with which levers, and until when without another look.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::be::BeGroup;
 use crate::{
     decision::{
         cause::Cause,
         hold::{Hold, Verdict},
-        plan::Proof,
+        plan::{Objective, Proof},
     },
-    model::{Lever, Restraint},
+    model::{GroupId, Lever, Restraint},
     signal::tally::Tally,
 };
 
@@ -30,10 +30,12 @@ const TAKES_HOLD: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct Squeeze {
     pub hold: Hold,
-    /// Which objective it is for, by place.
-    pub watched: usize,
-    /// Which BE groups it holds back, by place, ascending.
-    pub who: Vec<usize>,
+    /// Which objective it is for.
+    pub watched: Objective,
+    /// Which BE groups it holds back.
+    pub who: Vec<GroupId>,
+    /// Their workloads.
+    pub culprits: BTreeSet<String>,
     pub cause: Cause,
     pub proof: Proof,
     began: Duration,
@@ -50,8 +52,8 @@ impl Squeeze {
     pub fn start(
         now: Duration,
         hold: Hold,
-        watched: usize,
-        who: Vec<usize>,
+        watched: Objective,
+        (who, culprits): (Vec<GroupId>, BTreeSet<String>),
         cause: Cause,
         proof: Proof,
     ) -> Self {
@@ -59,6 +61,7 @@ impl Squeeze {
             hold,
             watched,
             who,
+            culprits,
             cause,
             proof,
             began: now,
@@ -95,7 +98,7 @@ impl Squeeze {
         &mut self,
         now: Duration,
         load_hz: f64,
-        tallies: impl Iterator<Item = Option<Tally>>,
+        tallies: impl Iterator<Item = (Objective, Tally)>,
     ) -> Verdict {
         let verdict = self.hold.observe(now, load_hz, tallies);
         let at_floor = self.hold.share() == 0.0;

@@ -5,7 +5,7 @@ use crate::{
     model::{Blame, CpuLimit, Culprit, GroupSnapshot, Learned, Levers},
     policy::Slo,
     signal::tally::Tally,
-    units::{Factor, MilliCores, Share},
+    units::{Factor, MilliCores},
 };
 
 const TICK: Duration = Duration::from_millis(100);
@@ -34,10 +34,11 @@ fn batch(cores: f64) -> GroupSnapshot {
     GroupSnapshot { cpu_cores: Some(cores), levers, ..GroupSnapshot::default() }
 }
 
-/// A policy of one LS group and so many BE groups.
-fn policy(be_groups: usize) -> Policy {
-    let group = |name: &str, class, slo| crate::policy::Group {
-        name: name.to_owned(),
+/// One LS group and so many BE groups.
+fn groups(be_groups: usize) -> Vec<Group> {
+    let group = |name: String, class, slo| Group {
+        workload: name.clone(),
+        name,
         class,
         patterns: Vec::new(),
         slo,
@@ -45,14 +46,20 @@ fn policy(be_groups: usize) -> Policy {
         levers: Levers::ALL,
     };
     let slo = Slo { request_latency_p99: Some(Duration::from_millis(5)), ..Slo::default() };
-    let mut groups = vec![group("web", Class::LS, slo)];
-    groups.extend((0..be_groups).map(|_| group("batch", Class::BE, Slo::default())));
-    Policy { groups, cgroups_max: 16, overhead: Share::percent(2), cpus: 2 }
+    let be = (1..=be_groups).map(|n| group(format!("batch{n}"), Class::BE, Slo::default()));
+    std::iter::once(group("web".to_owned(), Class::LS, slo)).chain(be).collect()
+}
+
+/// Of two CPUs.
+fn governor(groups: &[Group], mode: Mode) -> Governor {
+    let mut governor = Governor::new(mode, 2);
+    groups.iter().enumerate().for_each(|(place, group)| governor.join(GroupId(place), group));
+    governor
 }
 
 impl Node {
     fn new(mode: Mode) -> Self {
-        let governor = Governor::new(&policy(1), mode);
+        let governor = governor(&groups(1), mode);
         Self { governor, ticks: 0, limit: None, be_seconds: 0.0, slow: 0.0, reasons: Vec::new(), changes: 0 }
     }
 
@@ -72,7 +79,7 @@ impl Node {
                 taken_at: TICK * self.ticks,
                 steal: Some(0.0),
                 groups: vec![web(100, whole), batch(be_cores)],
-                blame: Vec::new(),
+                ..Snapshot::default()
             };
             let plan = self.governor.decide(&node);
             let limit = plan.restraints.get(&GroupId(1)).and_then(|restraint| restraint.quota);
@@ -178,7 +185,7 @@ fn stolen_time_is_not_held_against_be() {
     let mut node = Node::new(Mode::Enforce);
     for tick in 1..100 {
         let groups = vec![web(100, 20), batch(WANTS_CORES)];
-        let snapshot = Snapshot { taken_at: TICK * tick, steal: Some(0.3), groups, blame: Vec::new() };
+        let snapshot = Snapshot { taken_at: TICK * tick, steal: Some(0.3), groups, ..Snapshot::default() };
         assert!(node.governor.decide(&snapshot).restraints.is_empty());
     }
 }
@@ -207,10 +214,10 @@ fn blamed(culprit: usize, ms: u64) -> Blame {
 
 /// What a node with two BE groups is told after a quiet second and one bad millisecond.
 fn struck(first: GroupSnapshot, second: GroupSnapshot, blame: Vec<Blame>) -> (Governor, Duration) {
-    let mut governor = Governor::new(&policy(2), Mode::Enforce);
+    let mut governor = governor(&groups(2), Mode::Enforce);
     for tick in 1..=10 {
         let groups = vec![web(100, 0), first, second];
-        governor.decide(&Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, blame: Vec::new() });
+        governor.decide(&Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, ..Snapshot::default() });
     }
     let now = TICK * 10 + Duration::from_millis(1);
     governor.decide(&Snapshot {
@@ -218,6 +225,7 @@ fn struck(first: GroupSnapshot, second: GroupSnapshot, blame: Vec<Blame>) -> (Go
         steal: Some(0.0),
         groups: vec![web(8, 6), first, second],
         blame,
+        ..Snapshot::default()
     });
     (governor, now)
 }
@@ -233,7 +241,7 @@ fn be_that_ran_while_ls_waited_is_squeezed_at_once_and_nobody_else_is() {
     let again_at = governor.plan.again_at.unwrap();
     assert!(again_at <= now + Duration::from_millis(50), "{again_at:?}");
     let groups = vec![web(8, 0), batch(0.0), batch(0.5)];
-    let plan = governor.decide(&Snapshot { taken_at: again_at, steal: None, groups, blame: Vec::new() });
+    let plan = governor.decide(&Snapshot { taken_at: again_at, steal: None, groups, ..Snapshot::default() });
     assert!(!plan.restraints[&GroupId(1)].frozen && plan.again_at.is_none(), "{plan:?}");
 }
 
@@ -249,7 +257,13 @@ fn the_weakest_lever_is_pulled_first_where_there_is_one() {
         ticks += 1;
         let groups = vec![web(100, 30), idle, batch(0.5)];
         let taken_at = now + TICK * ticks;
-        governor.decide(&Snapshot { taken_at, steal: Some(0.0), groups, blame: vec![blamed(1, 40)] });
+        governor.decide(&Snapshot {
+            taken_at,
+            steal: Some(0.0),
+            groups,
+            blame: vec![blamed(1, 40)],
+            ..Snapshot::default()
+        });
         assert!(ticks < 10, "{:?}", governor.plan);
     }
 }
@@ -262,17 +276,23 @@ fn a_sudden_burst_that_nobody_is_to_blame_for_changes_nothing() {
 
 #[test]
 fn a_single_slow_request_never_squeezes() {
-    let mut governor = Governor::new(&policy(2), Mode::Enforce);
+    let mut governor = governor(&groups(2), Mode::Enforce);
     for tick in 1..1000 {
         let groups = vec![web(100, 1), batch(0.5), batch(0.5)];
-        let node = Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, blame: vec![blamed(1, 50)] };
+        let node = Snapshot {
+            taken_at: TICK * tick,
+            steal: Some(0.0),
+            groups,
+            blame: vec![blamed(1, 50)],
+            ..Snapshot::default()
+        };
         assert!(governor.decide(&node).restraints.is_empty(), "{tick}");
     }
 }
 
 #[test]
 fn of_two_be_groups_only_the_harmful_one_is_squeezed() {
-    let mut governor = Governor::new(&policy(2), Mode::Enforce);
+    let mut governor = governor(&groups(2), Mode::Enforce);
     let mut plan = Plan::default();
     for tick in 1..150 {
         let cores = |group, wants: f64| {
@@ -283,7 +303,7 @@ fn of_two_be_groups_only_the_harmful_one_is_squeezed() {
         let slow = if harmful > 0.3 { 5 } else { 0 };
         let groups = vec![web(100, slow), batch(harmless), batch(harmful)];
         plan = governor
-            .decide(&Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, blame: Vec::new() })
+            .decide(&Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, ..Snapshot::default() })
             .clone();
     }
     assert!(matches!(plan.reason, Reason::Squeeze { .. }), "{plan:?}");
@@ -304,14 +324,20 @@ fn a_cause_that_is_known_is_not_tried_again() {
 
 #[test]
 fn trouble_of_its_own_making_gets_its_verdict_and_no_lasting_squeeze() {
-    let mut governor = Governor::new(&policy(1), Mode::Enforce);
+    let mut governor = governor(&groups(1), Mode::Enforce);
     let mut squeezed = 0;
     let mut last = Plan::default();
     for tick in 1..6000 {
         let own = Blame { victim: GroupId(0), culprit: Culprit::Group(GroupId(0)), waited: TICK };
         let throttled = GroupSnapshot { throttled: Some(0.3), ..web(100, 20) };
         let groups = vec![throttled, batch(1.2)];
-        let node = Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, blame: vec![own] };
+        let node = Snapshot {
+            taken_at: TICK * tick,
+            steal: Some(0.0),
+            groups,
+            blame: vec![own],
+            ..Snapshot::default()
+        };
         last = governor.decide(&node).clone();
         squeezed += u32::from(matches!(last.reason, Reason::Squeeze { .. }));
     }
@@ -331,9 +357,9 @@ fn be_that_is_kept_at_its_floor_for_long_is_handed_over_to_eviction() {
 #[test]
 fn be_that_takes_the_memory_that_ls_stalls_for_gets_less_of_it() {
     const GIB: u64 = 1 << 30;
-    let mut policy = policy(2);
-    policy.groups[0].slo = Slo { memory_stall: Some("1%".parse().unwrap()), ..Slo::default() };
-    let mut governor = Governor::new(&policy, Mode::Enforce);
+    let mut groups = groups(2);
+    groups[0].slo = Slo { memory_stall: Some("1%".parse().unwrap()), ..Slo::default() };
+    let mut governor = governor(&groups, Mode::Enforce);
     let hog = GroupSnapshot {
         levers: batch(0.5).levers.with(Lever::Memory),
         memory_bytes: Some(GIB),
@@ -347,7 +373,7 @@ fn be_that_takes_the_memory_that_ls_stalls_for_gets_less_of_it() {
             ..GroupSnapshot::default()
         };
         let groups = vec![stalled, hog, batch(0.5)];
-        let node = Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, blame: Vec::new() };
+        let node = Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, ..Snapshot::default() };
         plan = governor.decide(&node).clone();
     }
     let restraint = plan.restraints[&GroupId(1)];
@@ -357,13 +383,13 @@ fn be_that_takes_the_memory_that_ls_stalls_for_gets_less_of_it() {
 
 #[test]
 fn an_objective_that_is_to_be_learned_counts_from_when_it_is() {
-    let mut policy = policy(1);
-    policy.groups[0].slo = Slo { request_latency_auto: Some(Factor(1500)), ..Slo::default() };
-    let mut governor = Governor::new(&policy, Mode::Enforce);
+    let mut groups = groups(1);
+    groups[0].slo = Slo { request_latency_auto: Some(Factor(1500)), ..Slo::default() };
+    let mut governor = governor(&groups, Mode::Enforce);
     let mut decide = |tick, learned: Option<Duration>| {
         let learned = Learned { request_latency: learned, run_queue_wait: None };
         let groups = vec![GroupSnapshot { learned, ..web(100, 20) }, batch(1.2)];
-        let node = Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, blame: Vec::new() };
+        let node = Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, ..Snapshot::default() };
         governor.decide(&node).reason.label()
     };
     for tick in 1..100 {
@@ -388,15 +414,22 @@ fn a_trial_of_be_that_ends_meanwhile_proves_nothing() {
 
 #[test]
 fn waits_of_a_busy_past_do_not_hide_who_struck() {
-    let mut governor = Governor::new(&policy(1), Mode::Enforce);
+    let mut governor = governor(&groups(1), Mode::Enforce);
     let own = |ms| Blame { culprit: Culprit::Group(GroupId(0)), ..blamed(0, ms) };
     for tick in 1..=10 {
         let (groups, blame) = (vec![web(100, 0), batch(0.5)], vec![own(80)]);
-        governor.decide(&Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, blame });
+        governor.decide(&Snapshot {
+            taken_at: TICK * tick,
+            steal: Some(0.0),
+            groups,
+            blame,
+            ..Snapshot::default()
+        });
     }
     let taken_at = TICK * 10 + Duration::from_millis(12);
     let (groups, blame) = (vec![web(10, 5), batch(0.5)], vec![own(9), blamed(1, 30)]);
-    let plan = governor.decide(&Snapshot { taken_at, steal: Some(0.0), groups, blame });
+    let plan =
+        governor.decide(&Snapshot { taken_at, steal: Some(0.0), groups, blame, ..Snapshot::default() });
     assert_eq!(plan.reason.label(), "squeeze", "{plan:?}");
 }
 
@@ -407,10 +440,19 @@ fn a_trial_in_which_the_objective_was_met_does_not_hide_who_struck() {
     node.run(1, 0.3, |_| 200.0);
     node.run(9, 0.3, |_| 2.0);
     assert!(node.reasons.contains(&"trial") && node.limit.is_none(), "{:?}", node.reasons);
-    assert!(node.governor.objectives[0].retry().is_some_and(|retry| retry.effect.is_met_with_be()));
+    assert!(
+        node.governor
+            .objectives
+            .values()
+            .next()
+            .unwrap()
+            .retry()
+            .is_some_and(|retry| retry.effect.is_met_with_be())
+    );
     let taken_at = TICK * node.ticks + Duration::from_millis(12);
     let (groups, blame) = (vec![web(10, 5), batch(0.3)], vec![blamed(1, 30)]);
-    let plan = node.governor.decide(&Snapshot { taken_at, steal: Some(0.0), groups, blame });
+    let plan =
+        node.governor.decide(&Snapshot { taken_at, steal: Some(0.0), groups, blame, ..Snapshot::default() });
     assert_eq!(plan.reason.label(), "squeeze", "{plan:?}");
 }
 
@@ -425,4 +467,46 @@ fn a_be_that_hurts_within_the_objective_loses_next_to_nothing() {
     let mean = node.be_seconds / 600.0;
     assert!(mean > 0.97 * WANTS_CORES, "{mean} {:?}", node.reasons);
     assert!(!node.reasons.contains(&"squeeze"), "{:?}", node.reasons);
+}
+
+#[test]
+fn a_rule_of_utilisation_holds_be_within_what_it_leaves() {
+    let mut governor = governor(&groups(2), Mode::Enforce);
+    let mut cores_of = |max: Option<f64>| {
+        for tick in 1..=30 {
+            let taken_at = governor.taken_at + TICK * tick.min(1);
+            let groups = vec![web(100, 0), batch(1.2), batch(0.4)];
+            governor.decide(&Snapshot {
+                taken_at,
+                steal: Some(0.0),
+                be_cores_max: max,
+                groups,
+                ..Snapshot::default()
+            });
+        }
+        let cores = |id| governor.plan.restraints.get(&GroupId(id)).and_then(Restraint::cores);
+        [cores(1), cores(2)]
+    };
+    assert_eq!(cores_of(None), [None, None]);
+    assert_eq!(cores_of(Some(3.0)), [None, None], "it uses less");
+    let [Some(much), Some(little)] = cores_of(Some(0.8)) else { panic!("no limit") };
+    assert!(much > little && (much + little - 0.8).abs() < 0.05, "{much} {little}");
+    let [Some(much), Some(little)] = cores_of(Some(0.0)) else { panic!("no limit") };
+    assert!(much >= FLOOR_CORES && little >= FLOOR_CORES, "{much} {little}");
+}
+
+#[test]
+fn a_pod_of_a_job_that_was_the_cause_inherits_what_was_learned() {
+    let mut node = Node::new(Mode::Enforce);
+    node.run(5, WANTS_CORES, |_| 5.0);
+    node.run(20, WANTS_CORES, harmful);
+    assert_eq!(node.reasons.last(), Some(&"squeeze"), "{:?}", node.reasons);
+    // The pod ends, and the next one of the same job takes its place.
+    node.run(10, 0.0, |_| 2.0);
+    let all = groups(1);
+    node.governor.leave(GroupId(1));
+    node.governor.join(GroupId(1), &Group { name: "batch-2".to_owned(), ..all[1].clone() });
+    node.reasons.clear();
+    node.run(5, WANTS_CORES, harmful);
+    assert!(node.reasons.contains(&"squeeze") && !node.reasons.contains(&"trial"), "{:?}", node.reasons);
 }

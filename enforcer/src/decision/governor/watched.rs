@@ -10,7 +10,7 @@ use crate::{
         trial::Effect,
     },
     model::{GroupId, Signal, Snapshot},
-    policy::Promise,
+    policy::{Class, Promise},
     signal::{average::averaged, tally::Tally},
 };
 
@@ -29,6 +29,8 @@ const BE_GREW_MIN: f64 = 0.02;
 #[derive(Clone, Debug)]
 pub struct Watched {
     pub objective: Objective,
+    /// What groups of the same kind share.
+    pub workload: String,
     /// What was promised. `None`: that is to be learned.
     promised: Option<Promise>,
     /// What counts as slow, or as too much. `None`: not learned yet.
@@ -58,11 +60,12 @@ pub struct Retry {
 }
 
 impl Watched {
-    pub fn new(objective: Objective, promised: Option<Promise>) -> Self {
+    pub fn new(objective: Objective, workload: String) -> Self {
         Self {
             objective,
-            promised,
-            promise: promised,
+            workload,
+            promised: None,
+            promise: None,
             alarm: Alarm::default(),
             waited: Waited::fading(FADES),
             lately: Waited::fading(FADES_SOON),
@@ -76,10 +79,18 @@ impl Watched {
         }
     }
 
+    /// Promises this from now on. `None`: that is to be learned.
+    pub const fn promise(&mut self, promised: Option<Promise>) {
+        self.promised = promised;
+        if promised.is_some() {
+            self.promise = promised;
+        }
+    }
+
     /// What a snapshot says of it.
     pub fn tally(&self, node: &Snapshot) -> Option<Tally> {
         self.promise?;
-        self.objective.signal.of(&node.groups[self.objective.victim.0])
+        self.objective.signal.of(node.group(self.objective.victim))
     }
 
     /// Takes in a snapshot. `spoilt`: what was counted says nothing.
@@ -87,12 +98,12 @@ impl Watched {
         for waited in [&mut self.waited, &mut self.lately] {
             waited.fade(elapsed);
         }
-        let group = &node.groups[self.objective.victim.0];
+        let group = node.group(self.objective.victim);
         let learned = group.learned.threshold(self.objective.signal);
         self.promise = self.promised.or(learned.map(Promise::P99));
         self.throttled = group.throttled;
         self.steal = node.steal;
-        self.memory_user = node.groups[self.objective.victim.0].memory_user;
+        self.memory_user = group.memory_user;
         let Some(tally) = self.tally(node) else { return };
         let rate_hz = tally.total as f64 / elapsed.as_secs_f64().max(1e-3);
         self.rate_hz = averaged(self.rate_hz, rate_hz, elapsed, AVERAGE);
@@ -119,17 +130,17 @@ impl Watched {
     }
 
     /// Why it is missed, if it is, and what that rests on.
-    pub fn cause(&self, is_be: impl Fn(GroupId) -> bool) -> (Cause, Evidence) {
+    pub fn cause(&self, class: impl Fn(GroupId) -> Class) -> (Cause, Evidence) {
         let evidence = Evidence {
             throttled: self.throttled,
             steal: self.steal,
             effect: self.retry.map(|retry| retry.effect),
-            ..self.evident().evidence(self.objective.victim, &is_be)
+            ..self.evident().evidence(self.objective.victim, &class)
         };
         let cause = match self.promise {
             Some(Promise::P99(threshold)) => evidence.cause(threshold),
             Some(Promise::Share(_)) => {
-                cause::of_memory_stalls(self.objective.victim, self.memory_user, is_be)
+                cause::of_memory_stalls(self.objective.victim, self.memory_user, class)
             }
             None => Cause::Unknown,
         };

@@ -157,7 +157,8 @@ impl Status {
     fn requests(self, server: Service) -> Result<(f64, f64)> {
         let ls = self.groups.into_iter().find(|group| group.name == "ls");
         let requests = ls.and_then(|ls| ls.requests);
-        let found = requests.and_then(|requests| Some((requests.p50_seconds? * 1e6, requests.p99_seconds? * 1e6)));
+        let found =
+            requests.and_then(|requests| Some((requests.p50_seconds? * 1e6, requests.p99_seconds? * 1e6)));
         found.with_context(|| format!("the probes saw no request of {}", server.name()))
     }
 }
@@ -210,7 +211,6 @@ fn windows(stage: &Stage, args: &Args) -> Result<Value> {
         "windows": rows,
     }))
 }
-
 
 /// What is attached during a turn at saturation.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,162 @@
+//! What the API server says, as it says it.
+
+use std::{collections::BTreeSet, fmt::Debug, pin::pin, time::Duration};
+
+use futures_util::StreamExt as _;
+use k8s_openapi::api::core::v1::{self as core, ConfigMap, Node};
+use kube::{
+    Api, Client, Resource,
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event, watch_object, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    time::Instant,
+};
+
+use super::{
+    link::{Options, ToLoop, Update},
+    objects::NodeSLO,
+    pod::Pod,
+    protocol::CONFIG_MAP,
+    retry::Retry,
+};
+use crate::policy::Mode;
+
+/// The same trouble is told again after this.
+const AGAIN: Duration = Duration::from_mins(1);
+
+/// One thing that was seen.
+#[derive(Debug)]
+pub enum Seen {
+    Pod(Box<Pod>),
+    Gone(String),
+    /// UIDs of all pods.
+    All(BTreeSet<String>),
+    Node(Option<Box<Node>>),
+    Config(Option<Box<ConfigMap>>),
+    Slo(Option<Box<NodeSLO>>),
+}
+
+/// Watches until the receiver is dropped. Pods are told to the loop at once, whatever the receiver is busy with.
+pub fn start(client: &Client, options: &Options, to_loop: ToLoop) -> UnboundedReceiver<Seen> {
+    let (seen, receiver) = unbounded_channel();
+    let node = &options.place.node;
+    tokio::spawn(pods(Api::all(client.clone()), format!("spec.nodeName={node}"), (seen.clone(), to_loop)));
+    tokio::spawn(object(Api::all(client.clone()), node.clone(), seen.clone(), Seen::Node));
+    let namespace = &options.config_namespace;
+    tokio::spawn(object(
+        Api::namespaced(client.clone(), namespace),
+        CONFIG_MAP.to_owned(),
+        seen.clone(),
+        Seen::Config,
+    ));
+    if options.mode == Mode::Alongside {
+        tokio::spawn(object(Api::<NodeSLO>::all(client.clone()), node.clone(), seen, Seen::Slo));
+    }
+    receiver
+}
+
+async fn pods(api: Api<core::Pod>, selector: String, (to, to_loop): (UnboundedSender<Seen>, ToLoop)) {
+    let stream = watcher(api, watcher::Config::default().fields(&selector)).backoff(Retry::default());
+    let mut stream = pin!(stream);
+    let mut all = BTreeSet::new();
+    let mut complaints = Complaints::new("pods");
+    while let Some(event) = stream.next().await {
+        let seen = match event {
+            Ok(Event::Init) => {
+                all.clear();
+                continue;
+            }
+            Ok(Event::InitApply(pod)) => {
+                all.extend(pod.metadata.uid.clone());
+                applied(&pod)
+            }
+            Ok(Event::InitDone) => {
+                complaints.all_is_well();
+                Some(Seen::All(std::mem::take(&mut all)))
+            }
+            Ok(Event::Apply(pod)) => applied(&pod),
+            Ok(Event::Delete(pod)) => pod.metadata.uid.map(Seen::Gone),
+            Err(err) => {
+                complaints.complain(&err);
+                None
+            }
+        };
+        let Some(seen) = seen else { continue };
+        let update = match &seen {
+            Seen::Pod(pod) => Some(Update::Pod(pod.clone())),
+            Seen::Gone(uid) => Some(Update::Gone(uid.clone())),
+            Seen::All(all) => Some(Update::All(all.clone())),
+            Seen::Node(_) | Seen::Config(_) | Seen::Slo(_) => None,
+        };
+        let told = update.map_or(Ok(()), |update| to_loop.send(update));
+        if told.is_err() || to.send(seen).is_err() {
+            return;
+        }
+    }
+}
+
+fn applied(pod: &core::Pod) -> Option<Seen> {
+    match Pod::of(pod) {
+        Ok(pod) => Some(Seen::Pod(Box::new(pod))),
+        Err(err) => {
+            tracing::warn!(%err, "a pod is left out");
+            None
+        }
+    }
+}
+
+/// One object, or that there is none.
+async fn object<T>(
+    api: Api<T>,
+    name: String,
+    to: UnboundedSender<Seen>,
+    seen: impl Fn(Option<Box<T>>) -> Seen + Send + 'static,
+) where
+    T: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    T::DynamicType: Default,
+{
+    let mut stream = pin!(watch_object(api, &name).backoff(Retry::default()));
+    let kind = T::kind(&T::DynamicType::default()).into_owned();
+    let mut complaints = Complaints::new(&kind);
+    while let Some(event) = stream.next().await {
+        match event {
+            Ok(object) => {
+                complaints.all_is_well();
+                if to.send(seen(object.map(Box::new))).is_err() {
+                    return;
+                }
+            }
+            Err(err) => complaints.complain(&err),
+        }
+    }
+}
+
+/// Tells of trouble once a minute, and when it is over.
+struct Complaints {
+    what: String,
+    again_at: Option<Instant>,
+}
+
+impl Complaints {
+    fn new(what: &str) -> Self {
+        Self { what: what.to_owned(), again_at: None }
+    }
+
+    fn complain(&mut self, err: &dyn std::fmt::Display) {
+        if self.again_at.is_none_or(|at| Instant::now() >= at) {
+            self.again_at = Some(Instant::now() + AGAIN);
+            tracing::warn!("{} cannot be watched, trying again: {err}", self.what);
+        }
+    }
+
+    fn all_is_well(&mut self) {
+        if self.again_at.take().is_some() {
+            tracing::info!("{} can be watched again", self.what);
+        }
+    }
+}
