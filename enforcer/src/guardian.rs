@@ -7,11 +7,11 @@
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    thread::sleep,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     actuation::{
@@ -36,11 +36,19 @@ pub struct Options {
     pub once: bool,
 }
 
-/// Guards until it is ended, or with `once` until the agent has.
+/// Guards until it is ended, or with `once` until the agent has. On SIGTERM and SIGINT it ends with the agent, too: whoever ends
+/// both at once, as kubelet does with a pod's containers, must not be left with the limits of an agent that did not make it.
 ///
 /// # Errors
 /// Where the state directory cannot be used.
 pub fn run(options: &Options) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    runtime.block_on(guard(options))
+}
+
+async fn guard(options: &Options) -> Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut once = options.once;
     let mounts = Mounts::below(&options.cgroup_root)?;
     std::fs::create_dir_all(&options.state_dir)
         .with_context(|| format!("cannot make {}", options.state_dir.display()))?;
@@ -48,14 +56,14 @@ pub fn run(options: &Options) -> Result<()> {
     // The beat after which nothing was heard any more, once that was acted upon.
     let mut last_words = None;
     loop {
-        if options.once && !options.state_dir.is_dir() {
+        if once && !options.state_dir.is_dir() {
             // Whoever took it away has no use for a new one, and nothing is written down any more.
             return Ok(());
         }
         match Journal::open(&options.state_dir) {
             Ok(mut journal) => {
                 report("the agent died", journal.restore(&mounts)?);
-                if options.once {
+                if once {
                     return Ok(());
                 }
             }
@@ -70,7 +78,11 @@ pub fn run(options: &Options) -> Result<()> {
             }
             Err(err) => return Err(err.into()),
         }
-        sleep(LOOK);
+        tokio::select! {
+            _ = terminate.recv() => once = true,
+            _ = interrupt.recv() => once = true,
+            () = tokio::time::sleep(LOOK) => {}
+        }
     }
 }
 

@@ -29,6 +29,8 @@ pub mod signal;
 
 pub mod cluster;
 
+pub mod admission;
+
 pub mod decision;
 
 pub mod actuation;

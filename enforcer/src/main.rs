@@ -4,6 +4,10 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use enforcer::{
+    admission::{
+        offline::{self, MutateArgs},
+        webhook::{self, WebhookArgs},
+    },
     agent,
     cluster::{controller, link::Place as ClusterPlace, protocol::CONFIG_NAMESPACE},
     guardian, policy, preflight,
@@ -64,6 +68,10 @@ enum Command {
     ///
     /// One is enough for a cluster; of several, one is elected and the others wait.
     Controller(ControllerArgs),
+    /// Tell what the webhook would make of pods, from files and without a cluster.
+    Mutate(MutateArgs),
+    /// Mutate and validate pods for the API server, as `ClusterColocationProfiles` say.
+    Webhook(WebhookArgs),
     /// Tell what this kernel and host offer, and what the agent will therefore do.
     ///
     /// Exit code 2 means that the agent cannot run here; every reason comes with its cure.
@@ -230,6 +238,8 @@ fn main() -> ExitCode {
             identity: args.identity,
             remove_all: args.remove_all,
         }),
+        Command::Mutate(args) => return offline::run(&args),
+        Command::Webhook(args) => webhook::run(&args),
         Command::Check { json, place } => return check(&place, json),
         Command::Guardian { watchdog, once, place } => guardian::run(&guardian::Options {
             cgroup_root: place.cgroup_root,

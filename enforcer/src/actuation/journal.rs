@@ -85,6 +85,16 @@ impl Entry {
         self.ours = found.clone();
     }
 
+    /// Whether what was written last is in force. On v1 the period says nothing where there is no quota.
+    pub fn is_in_force(&self, found: &Setting) -> bool {
+        match (&self.ours, found) {
+            (Setting::Quota(ours), Setting::Quota(found)) if ours.quota_us.is_none() => {
+                found.quota_us.is_none()
+            }
+            (ours, found) => ours == found,
+        }
+    }
+
     /// Whether `found` can be there without anybody else having written. On v1 a quota is two files, and a crash between
     /// the two writes leaves a mixture.
     pub fn knows(&self, found: &Setting) -> bool {

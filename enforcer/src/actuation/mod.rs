@@ -349,7 +349,9 @@ impl Actuator {
     /// Looks whether the files still hold what was written.
     fn compare(&mut self, now: Duration, applied: &mut Applied) {
         self.held.retain(|(_, path), held| match held.file.read() {
-            Ok(found) if held.entry.knows(&found) => true,
+            Ok(found) if held.entry.is_in_force(&found) => true,
+            // It may be written right now.
+            Ok(found) if held.pending.is_some() && held.entry.knows(&found) => true,
             Ok(found) => {
                 tracing::info!(cgroup = %path.display(), %found, ours = %held.entry.ours, "somebody else set this");
                 applied.foreign += 1;

@@ -21,8 +21,9 @@ use crate::{
 
 /// After an eviction for latency, what it changed must be seen.
 const LATENCY_COOL_DOWN: Duration = Duration::from_mins(1);
-/// A pod that was asked to go, and is still there, is not asked again before.
-const ASKED: Duration = Duration::from_mins(1);
+/// A pod that was asked to go, and does not, is not asked again before. One that does is known by its deletion, which comes
+/// much sooner; one that its budget protects may be let go meanwhile.
+const ASKED: Duration = Duration::from_secs(20);
 
 /// What was asked for.
 #[derive(Debug, Default)]

@@ -17,8 +17,9 @@ mod usage;
 
 use std::{
     net::SocketAddr,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
@@ -160,6 +161,8 @@ struct Agent {
     changes: Vec<NewPlan>,
     /// Groups that came, changed or went since then.
     roster: Vec<(GroupId, Option<Group>)>,
+    /// How long directories were there before they were counted, not reported yet.
+    joins: Vec<Duration>,
     counts: Counts,
 }
 
@@ -259,6 +262,7 @@ impl Agent {
             reported_at: Duration::ZERO,
             changes: Vec::new(),
             roster: Vec::new(),
+            joins: Vec::new(),
             counts: Counts::default(),
         };
         for (place, group) in agent.policy.groups.clone().into_iter().enumerate() {
@@ -482,6 +486,8 @@ impl Agent {
 
     fn count(&mut self, directory: Directory, now: Duration) {
         let path = self.tree.mounts().point(directory.hierarchy).join(&directory.path);
+        // Those that were there before the agent were not waited for.
+        self.joins.extend(age(&path).filter(|age| *age < self.started.elapsed()));
         self.meter.appeared(directory, now, &mut self.probes, &path);
     }
 
@@ -550,6 +556,7 @@ impl Agent {
             ledger.advance(now);
             ledger.ticks += counts.ticks;
             ledger.early_ticks += counts.early_ticks;
+            self.joins.iter().for_each(|join| ledger.joins.record(*join));
             ledger.writes += counts.writes;
             ledger.write_errors += counts.write_errors;
             ledger.foreign_writes += counts.foreign_writes;
@@ -568,6 +575,7 @@ impl Agent {
         if done {
             *counts = Counts::default();
             self.roster.clear();
+            self.joins.clear();
             if let Some(cluster) = &mut self.cluster {
                 let mounts = self.tree.mounts();
                 let waiting = cluster.report(now, &self.plan, &self.changes, &self.meter, mounts);
@@ -590,6 +598,14 @@ fn online_cpus() -> Result<CpuList> {
 }
 
 /// Where there is anything to guard.
+/// How long ago a cgroup directory was made: its change time, until something is made in it.
+fn age(directory: &Path) -> Option<Duration> {
+    let metadata = std::fs::metadata(directory).ok()?;
+    let since_epoch =
+        Duration::new(metadata.ctime().try_into().ok()?, metadata.ctime_nsec().try_into().ok()?);
+    (UNIX_EPOCH + since_epoch).elapsed().ok()
+}
+
 fn start_guardian(options: &Options) -> Result<Option<Guardian>> {
     let watchdog = options.watchdog.filter(|_| !options.shadow);
     watchdog.map(|watchdog| Guardian::start(&options.cgroup_root, &options.state_dir, watchdog)).transpose()

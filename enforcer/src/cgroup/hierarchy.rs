@@ -85,7 +85,7 @@ impl Mounts {
             .map_err(|err| Error::Mounts(err.to_string()))?;
         let mounts = mounts.0.iter().map(|mount| Mount {
             point: &mount.mount_point,
-            is_whole: mount.root == "/",
+            is_whole: is_whole(&mount.root),
             kind: &mount.fs_type,
             has: Controllers {
                 cpu: mount.super_options.contains_key("cpu"),
@@ -191,6 +191,12 @@ impl Mounts {
     }
 }
 
+/// Whether this root of a mount, as the mount table shows it, is that of the hierarchy. In a cgroup namespace, such as an
+/// unprivileged container's, paths begin at the namespace's own directory, and the hierarchy's root is so many times `..`.
+fn is_whole(root: &str) -> bool {
+    root.split('/').all(|part| part.is_empty() || part == "..")
+}
+
 struct Mount<'a> {
     point: &'a Path,
     /// Not a bind mount of some directory inside the hierarchy.
@@ -245,6 +251,12 @@ mod tests {
         assert_eq!(mounts.cpuset_hierarchy(), Some(Hierarchy::V1Cpuset));
         assert_eq!(mounts.v1_memory.as_deref(), Some(Path::new("/sys/fs/cgroup/memory")));
         assert_eq!(mounts.memory_hierarchy(), None);
+    }
+
+    #[test]
+    fn a_mount_of_the_root_is_known_from_within_a_cgroup_namespace() {
+        assert!(is_whole("/") && is_whole("/../../.."));
+        assert!(!is_whole("/kubepods.slice") && !is_whole("/../kubepods.slice") && !is_whole("/..a"));
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client> {
             "no way to an API server: name a kubeconfig with --kubeconfig, or run in a pod with a service account",
         )?,
     };
+    // A refusal is an answer: 429 to an eviction is a budget's word. Whoever asked decides when to ask again.
+    config.default_retry = false;
     config.connect_timeout = Some(PATIENCE);
     config.write_timeout = Some(PATIENCE);
     Client::try_from(config).context("the API server's address or certificates cannot be used")
@@ -61,6 +63,14 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// In words, without the whole answer.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Refused(kube::Error::Api(status)) => status.message.clone(),
+            other => other.to_string(),
+        }
+    }
+
     /// The HTTP status, if there was an answer.
     pub fn code(&self) -> Option<u16> {
         match self {

@@ -46,7 +46,7 @@ pub async fn evict(client: &Client, pod: &PodRef) -> Result<Outcome, Failure> {
         Ok(_) => Ok(Outcome::Evicted),
         Err(failure) => match failure.code() {
             Some(404 | 409) => Ok(Outcome::Gone),
-            Some(429) => Ok(Outcome::Protected(failure.to_string())),
+            Some(429) => Ok(Outcome::Protected(failure.message())),
             _ => Err(failure),
         },
     }

@@ -6,7 +6,7 @@
 pub mod batch;
 pub mod class;
 pub mod config;
-mod connection;
+pub(crate) mod connection;
 pub mod controller;
 mod events;
 mod evict;
@@ -19,7 +19,7 @@ pub mod objects;
 pub mod pod;
 pub mod protocol;
 pub mod quantity;
-mod retry;
+pub(crate) mod retry;
 pub mod usage;
 mod watch;
 mod writer;

@@ -306,8 +306,9 @@ impl Writer {
         self.yields_until = Some(Instant::now() + YIELD);
         let text = format!(
             "somebody else writes what this agent should, which is left to them for {} s; run either koord-manager or \
-             enforcer in standalone mode: {err}",
-            YIELD.as_secs()
+             enforcer in standalone mode: {}",
+            YIELD.as_secs(),
+            err.message()
         );
         tracing::error!("{text}");
         self.note(Note { about: About::Node, kind: Kind::TwoWriters, text, related: None }).await;

@@ -306,6 +306,8 @@ pub struct Ledger {
     pub history: History,
     /// From an onset to the restraint in force.
     pub reactions: Durations,
+    /// From the making of a directory to its being counted for its group.
+    pub joins: Durations,
     turned_at: Duration,
     window_began: [Duration; 2],
 }
@@ -364,6 +366,7 @@ impl Ledger {
             ready: false,
             history: History::default(),
             reactions: Durations::default(),
+            joins: Durations::default(),
             turned_at: Duration::ZERO,
             window_began: [Duration::ZERO; 2],
         }

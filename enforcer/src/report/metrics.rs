@@ -57,6 +57,7 @@ impl Process {
 
 fn families(ledger: &Ledger, process: &Process) -> Vec<MetricFamily> {
     let mut families = node(ledger);
+    families.push(joins(ledger));
     families.extend(cluster(ledger));
     families.extend(cost(ledger));
     families.extend(groups(ledger));
@@ -185,6 +186,15 @@ fn node(ledger: &Ledger) -> Vec<MetricFamily> {
             ledger.steal.map(|steal| sample([], steal)),
         ),
     ]
+}
+
+fn joins(ledger: &Ledger) -> MetricFamily {
+    family(
+        "enforcer_cgroup_join_seconds",
+        "From the making of a cgroup to its being counted for its group, its pod being known",
+        MetricType::HISTOGRAM,
+        vec![histogram_of([], &ledger.joins)],
+    )
 }
 
 /// What is known only where there is a cluster.
