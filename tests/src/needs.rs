@@ -7,7 +7,7 @@ use enforcer::{
     kernel::support::{Support, WaitSource},
     preflight::is_linux,
 };
-use enforcer_rig::process::installed;
+use enforcer_rig::{cluster::Cluster, process::installed};
 use libtest_mimic::{Failed, Trial};
 
 /// Something that a host may lack.
@@ -44,6 +44,8 @@ pub enum Need {
     Psi,
     /// So little memory that a test may use all of it.
     LittleMemory,
+    /// A cluster that is up.
+    Cluster,
 }
 
 impl Need {
@@ -79,6 +81,7 @@ impl Need {
             Self::MemoryV2 => (has_memory() && !has_v1_memory(), "no memory controller in cgroup v2"),
             Self::MemoryV1 => (has_v1_memory(), "no memory controller in cgroup v1"),
             Self::Psi => (Path::new("/proc/pressure/memory").exists(), "no PSI: boot with psi=1"),
+            Self::Cluster => (Cluster::running().is_ok(), "no cluster is up: run `cargo xtask cluster test`"),
             Self::LittleMemory => (has_little_memory(), "more memory than a test should fill"),
         };
         (!is_met).then_some(why)

@@ -19,6 +19,8 @@ pub struct Args {
 
 /// The target whose C library can be linked in.
 pub const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The one that needs no C library of the distribution.
+const IMAGE_TARGET: &str = "x86_64-unknown-linux-musl";
 
 pub fn run(args: Args) -> Result<()> {
     let path = if args.linked_statically { static_agent()? } else { agent()? };
@@ -38,6 +40,24 @@ fn static_agent() -> Result<PathBuf> {
     prepare()?;
     run_static(&["build", "--package", "enforcer"])?;
     Ok(root().join("target").join(TARGET).join("release/enforcer"))
+}
+
+/// The agent for the container image: linked with musl, whose resolver needs no files of a distribution, and without debug
+/// information.
+pub fn image_agent() -> Result<PathBuf> {
+    prepare()?;
+    setup::target(IMAGE_TARGET)?;
+    println!("building the agent for {IMAGE_TARGET} (some minutes the first time)");
+    let mut command = cargo();
+    command.args(["build", "--quiet", "--release", "--package", "enforcer", "--target", IMAGE_TARGET]);
+    // On the command line, not in the environment: there the build of the probes would lose its types, too.
+    command.args(["--config", "profile.release.debug=false", "--config", "profile.release.strip='symbols'"]);
+    // C code that needs no C library; without a compiler for musl any other will do.
+    if std::env::var_os("CC_x86_64_unknown_linux_musl").is_none() && !programs::is_installed("musl-gcc") {
+        command.env("CC_x86_64_unknown_linux_musl", "cc");
+    }
+    programs::run(with_linker(&mut command)?)?;
+    Ok(root().join("target").join(IMAGE_TARGET).join("release/enforcer"))
 }
 
 /// What every build needs.

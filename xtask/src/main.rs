@@ -2,8 +2,12 @@
 
 mod bench;
 mod build;
+mod cluster;
 mod demo;
+mod go;
+mod image;
 mod lint;
+mod manifests;
 mod programs;
 mod setup;
 mod test;
@@ -38,8 +42,15 @@ enum Command {
     Test(test::Args),
     /// Run the host kernel's tests on a pure cgroup v2 host with another kernel, in QEMU.
     Vm(vm::Args),
+    /// Run a whole Kubernetes cluster of one node on this machine, out of everybody's way.
+    #[command(subcommand)]
+    Cluster(cluster::Command),
     /// Measure what enforcer costs.
     Bench(bench::Args),
+    /// Make a container image with the agent in it, target/image/enforcer.tar. Needs no Docker.
+    Image(image::Args),
+    /// Render the Helm chart as plain YAML, daemonset/enforcer.yaml.
+    Manifests(manifests::Args),
     /// Check formatting and lints, for the host and for the probes.
     Lint,
 }
@@ -55,7 +66,10 @@ fn run(command: Command) -> Result<()> {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Vm(args) => vm::run(&args),
+        Command::Cluster(command) => cluster::run(&command),
         Command::Bench(args) => bench::run(&args),
+        Command::Image(args) => image::run(&args),
+        Command::Manifests(args) => manifests::run(args),
         Command::Lint => lint::run_all(),
     }
 }

@@ -33,6 +33,15 @@ pub const SERVER_PACKAGES: [Package; 6] = [
     Package { name: "stress-ng", program: "stress-ng" },
 ];
 
+/// For `cargo xtask cluster`, beside what it builds itself.
+pub const NODE_PACKAGES: [Package; 4] = [
+    Package { name: "containerd", program: "containerd" },
+    Package { name: "runc", program: "runc" },
+    // No place on the PATH.
+    Package { name: "containernetworking-plugins", program: "/usr/lib/cni/bridge" },
+    Package { name: "iproute2", program: "ip" },
+];
+
 /// All of it.
 pub fn everything() -> Result<()> {
     toolchain()?;
@@ -73,6 +82,22 @@ pub fn toolchain() -> Result<()> {
         "--component",
         "rustfmt",
     ]))
+}
+
+/// The pinned toolchain's library for another target.
+pub fn target(target: &str) -> Result<()> {
+    let pinned = pinned_toolchain()?;
+    let rustup = || {
+        let mut rustup = Command::new("rustup");
+        rustup.current_dir("/").arg("target");
+        rustup
+    };
+    let installed = run_quietly(rustup().args(["list", "--installed", "--toolchain", &pinned]))?;
+    if String::from_utf8_lossy(&installed.stdout).lines().any(|line| line == target) {
+        return Ok(());
+    }
+    println!("setup: installing Rust's library for {target}");
+    run(rustup().args(["add", "--toolchain", &pinned, target]))
 }
 
 /// bpf-linker, which turns what rustc makes of the probes into a BPF object.

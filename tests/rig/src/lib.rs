@@ -9,6 +9,7 @@ pub mod antagonist;
 pub mod arrivals;
 pub mod cast;
 pub mod client;
+pub mod cluster;
 pub mod cpuset;
 pub mod interrupt;
 pub mod loss;

@@ -1,6 +1,6 @@
 //! The workloads as a command, so that each can run in cgroups of its own.
 
-use std::{fs, net::SocketAddr, os::unix::process::CommandExt as _, path::PathBuf};
+use std::{fs, net::SocketAddr, os::unix::process::CommandExt as _, path::PathBuf, sync::mpsc};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -31,10 +31,22 @@ struct Cli {
     command: Command,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, ValueEnum)]
 enum OnParentDeath {
     Kill,
     Term,
+    /// None: go on.
+    None,
+}
+
+impl OnParentDeath {
+    const fn signal(self) -> Option<Signal> {
+        match self {
+            Self::Kill => Some(Signal::KILL),
+            Self::Term => Some(Signal::TERM),
+            Self::None => None,
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -76,6 +88,8 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         directory: Option<PathBuf>,
     },
+    /// Do nothing until told to end, as the first process of a pod does.
+    Pause,
     /// Become another program.
     Exec {
         program: PathBuf,
@@ -86,8 +100,7 @@ enum Command {
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
-    let death = if cli.on_parent_death == OnParentDeath::Term { Signal::TERM } else { Signal::KILL };
-    set_parent_process_death_signal(Some(death))?;
+    set_parent_process_death_signal(cli.on_parent_death.signal())?;
     for cgroup in &cli.cgroup {
         let file = cgroup.join("cgroup.procs");
         fs::write(&file, "0").with_context(|| format!("cannot join {}", cgroup.display()))?;
@@ -110,6 +123,12 @@ fn main() -> Result<()> {
         Command::Antagonist { kind, threads, work, directory } => {
             let work = work.map_or_else(Work::private, |path| Work::open(&path))?;
             kind.run(threads, &directory.unwrap_or_else(std::env::temp_dir), &work)
+        }
+        Command::Pause => {
+            let (tell, told) = mpsc::channel();
+            // The first process of a pod gets no signal that it has no handler for.
+            ctrlc::set_handler(move || tell.send(()).unwrap_or_default())?;
+            Ok(told.recv()?)
         }
         Command::Exec { program, arguments } => {
             let error = std::process::Command::new(&program).args(arguments).exec();

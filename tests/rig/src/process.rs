@@ -161,7 +161,7 @@ impl Drop for Process {
 }
 
 /// Whether there is something to read, or will be within `patience`, which a signal cuts short.
-fn is_readable(from: impl AsFd, patience: Duration) -> Result<bool> {
+pub(crate) fn is_readable(from: impl AsFd, patience: Duration) -> Result<bool> {
     let mut fds = [PollFd::new(&from, PollFlags::IN)];
     let patience = Timespec::try_from(patience)?;
     match poll(&mut fds, Some(&patience)) {

@@ -1,0 +1,40 @@
+//! A real node: kubelet, containerd and the API server of `cargo xtask cluster`.
+
+mod citizen;
+mod daemons;
+mod evicting;
+mod join;
+mod lending;
+mod node;
+mod pod;
+mod squeezing;
+
+use enforcer_tests::needs::{Need::Cluster, trial};
+use libtest_mimic::Arguments;
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // Some stop what others need.
+    arguments.test_threads = Some(1);
+    let trials = vec![
+        trial("the_node_is_ready", &[Cluster], node::ready),
+        trial("a_pod_of_each_class_runs_where_kubelet_puts_its_class", &[Cluster], node::classes),
+        trial("a_pods_directories_go_with_it", &[Cluster], node::removal),
+        trial("a_pod_is_reached_from_this_machine", &[Cluster], node::reach),
+        trial("a_service_account_is_known_by_its_kubeconfig", &[Cluster], node::service_account),
+        trial("pods_go_on_while_kubelet_restarts", &[Cluster], daemons::kubelet_restarts),
+        trial("pods_go_on_while_containerd_restarts", &[Cluster], daemons::containerd_restarts),
+        trial("pods_go_on_while_the_api_server_is_stopped", &[Cluster], daemons::api_server_stops),
+        trial("batch_resources_are_offered_and_taken_back", &[Cluster], lending::offered_and_taken_back),
+        trial("broken_settings_leave_what_was_in_force", &[Cluster], lending::broken_settings),
+        trial("a_node_slo_out_of_range_is_told", &[Cluster], lending::node_slo_out_of_range),
+        trial("of_two_writers_one_yields_and_says_so", &[Cluster], lending::two_writers),
+        trial("pods_are_joined_to_their_cgroups_within_a_second", &[Cluster], join::within_a_second),
+        trial("specs_of_batch_pods_are_in_force", &[Cluster], join::specs_are_in_force),
+        trial("a_squeeze_and_its_end_are_seen_by_kubectl", &[Cluster], squeezing::seen_by_kubectl),
+        trial("squeezes_go_on_through_restarts_of_daemons", &[Cluster], squeezing::through_restarts),
+        trial("evictions_honour_budgets", &[Cluster], evicting::budgets_are_honoured),
+        trial("a_dry_run_evicts_nobody", &[Cluster], evicting::dry_run),
+    ];
+    libtest_mimic::run(&arguments, trials).exit();
+}
