@@ -14,7 +14,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::core::ObjectList;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::client::fetch;
@@ -22,7 +22,7 @@ use crate::{
     cluster::{
         config::ColocationConfig,
         lend::{Lent, answer},
-        objects::{NodeMetric, NodeMetricStatus},
+        objects::NodeMetricStatus,
         pod::Pod,
         protocol::COLOCATION_CONFIG,
     },
@@ -67,7 +67,7 @@ pub fn of_files(files: &Files, json: bool) -> Result<()> {
         None => Vec::new(),
     };
     let pods = pods.iter().map(Pod::of).collect::<Result<Vec<_>, _>>()?;
-    let metric: NodeMetric = read(&files.metrics)?;
+    let metric: Reported = read(&files.metrics)?;
     let config = match &files.strategy {
         Some(path) => strategy(path)?,
         None => {
@@ -81,12 +81,16 @@ pub fn of_files(files: &Files, json: bool) -> Result<()> {
     print(&Lent::new(answer.offer(), &answer), json)
 }
 
+/// What is needed of a `NodeMetric`; its spec, which people leave out, is not.
+#[derive(Deserialize)]
+struct Reported {
+    status: Option<NodeMetricStatus>,
+}
+
 fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_saphyr::from_str(&text).with_context(|| {
-        let kind = std::any::type_name::<T>().rsplit("::").next().unwrap_or_default();
-        format!("{} holds no {kind} in YAML or JSON", path.display())
-    })
+    serde_saphyr::from_str(&text)
+        .with_context(|| format!("{} does not hold what it should, in YAML or JSON", path.display()))
 }
 
 /// A whole `ConfigMap`, or what stands under its key.
