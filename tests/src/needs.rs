@@ -1,6 +1,6 @@
 //! What a test needs of the host. A test that cannot run says so by name and counts as skipped, never as passed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use enforcer::{
     cgroup::hierarchy::Mounts,
@@ -46,6 +46,8 @@ pub enum Need {
     LittleMemory,
     /// A cluster that is up.
     Cluster,
+    /// The container image.
+    Image,
 }
 
 impl Need {
@@ -82,10 +84,16 @@ impl Need {
             Self::MemoryV1 => (has_v1_memory(), "no memory controller in cgroup v1"),
             Self::Psi => (Path::new("/proc/pressure/memory").exists(), "no PSI: boot with psi=1"),
             Self::Cluster => (Cluster::running().is_ok(), "no cluster is up: run `cargo xtask cluster test`"),
+            Self::Image => (image().exists(), "no image: run `cargo xtask image` first"),
             Self::LittleMemory => (has_little_memory(), "more memory than a test should fill"),
         };
         (!is_met).then_some(why)
     }
+}
+
+/// Where `cargo xtask image` puts it.
+pub fn image() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/image/enforcer.tar")
 }
 
 fn has_sched_info() -> bool {

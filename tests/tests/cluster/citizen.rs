@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 
 use crate::pod::wait_for;
 
+/// What the chart installs.
+pub const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../daemonset/enforcer.yaml");
 const NAMESPACE: &str = "koordinator-system";
 /// What the agent does for a node without a policy of its own; most tests ask for this.
 pub const STANDALONE: &str = "kubernetes:\n  slo: { runQueueWait: { p99: 2ms } }\n";
@@ -90,8 +92,7 @@ impl Drop for Citizen<'_> {
 
 /// What the chart makes, but for what runs.
 pub fn install(cluster: &Cluster) -> Result<()> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../daemonset/enforcer.yaml");
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    let text = fs::read_to_string(MANIFESTS).with_context(|| format!("cannot read {MANIFESTS}"))?;
     let runs = [
         "DaemonSet",
         "Deployment",

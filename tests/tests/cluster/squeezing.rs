@@ -16,21 +16,26 @@ use crate::{
 };
 
 /// No idle priority and no freeze, so that one file tells of all.
-const QUOTA_ONLY: &str = "kubernetes:\n  levers: [quota]\n";
+pub const QUOTA_ONLY: &str = "kubernetes:\n  levers: [quota]\n";
 const SLO: &str = r#"{"requestLatency":{"p99":"4ms"}}"#;
 
 /// An LS pod under load and a batch pod with much more weight.
-struct Hurt<'a> {
+pub struct Hurt<'a> {
     // In the order in which they are taken down.
     _client: Process,
     batch: Option<Pod<'a>>,
     web: Pod<'a>,
-    citizen: Citizen<'a>,
+    pub citizen: Citizen<'a>,
 }
 
 impl<'a> Hurt<'a> {
     fn begin(cluster: &'a Cluster, name: &str) -> Result<Self> {
-        let citizen = Citizen::start(cluster, name, QUOTA_ONLY, GENEROUS)?;
+        Self::of(Citizen::start(cluster, name, QUOTA_ONLY, GENEROUS)?, name)
+    }
+
+    /// Lets BE hurt LS until this agent squeezes it.
+    pub fn of(citizen: Citizen<'a>, name: &str) -> Result<Self> {
+        let cluster = citizen.cluster;
         wait_for("batch resources are offered", || {
             Ok(citizen.offered("kubernetes.io/batch-cpu")?.is_some_and(|cpu| cpu >= 1_000))
         })
@@ -65,7 +70,8 @@ impl<'a> Hurt<'a> {
         self.wait_until_squeezed()
     }
 
-    fn wait_until_squeezed(&mut self) -> Result<()> {
+    /// Waits until BE is held back.
+    pub fn wait_until_squeezed(&mut self) -> Result<()> {
         let squeezed =
             self.citizen.agent.wait_for("BE is squeezed", |agent| Ok(agent.status()?.reason == "squeeze"));
         squeezed.with_context(|| self.citizen.log())
