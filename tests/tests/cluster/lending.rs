@@ -1,9 +1,18 @@
 //! What is lent to batch work, and who says so.
 
-use std::{process::Command, time::Duration};
+use std::{
+    fs::File,
+    process::{Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
-use enforcer_rig::{cluster::Cluster, process::built};
+use enforcer_rig::{
+    cluster::Cluster,
+    process::{Process, built, exec_in},
+};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::{
@@ -118,4 +127,46 @@ pub fn two_writers() -> Result<()> {
         &json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": cluster.node }, "status": {} }),
     )?;
     outcome
+}
+
+/// What an agent that is gone had lent is taken back after the degrade time, by a controller with the rights that ship.
+pub fn controller() -> Result<()> {
+    let cluster = Cluster::running()?;
+    let strategy = GENEROUS.replace('{', r#"{"degradeTimeMinutes":1,"#);
+    let citizen = Citizen::start(&cluster, "controller", STANDALONE, &strategy)?;
+    wait_for("the node offers batch resources", || Ok(citizen.offered(CPU)?.is_some_and(|cpu| cpu > 0)))?;
+    citizen.agent.process.signal(Signal::KILL)?;
+    let begun = Instant::now();
+    let kubeconfig = cluster.kubeconfig_of("enforcer-system", "enforcer-controller")?;
+    let mut command = exec_in(None, Signal::TERM, &built("enforcer")?)?;
+    command.arg("controller").arg("--kubeconfig").arg(&kubeconfig);
+    let log = File::create(citizen.files.path().join("controller.log"))?;
+    let _controller = Process::start("the controller", command.stdout(Stdio::null()).stderr(log))?;
+    while citizen.offered(CPU)?.is_some() {
+        let log = || std::fs::read_to_string(citizen.files.path().join("controller.log")).unwrap_or_default();
+        ensure!(
+            begun.elapsed() < Duration::from_mins(3),
+            "still offered after {:?}; {}",
+            begun.elapsed(),
+            log()
+        );
+        sleep(Duration::from_secs(1));
+    }
+    // Reports come once a minute at most: the last one may have been as old as that.
+    println!("taken back {:.0?} after the agent was killed", begun.elapsed());
+    Ok(())
+}
+
+/// Uninstalling takes it back at once.
+pub fn remove_all() -> Result<()> {
+    let cluster = Cluster::running()?;
+    let citizen = Citizen::start(&cluster, "remove-all", STANDALONE, GENEROUS)?;
+    wait_for("the node offers batch resources", || Ok(citizen.offered(CPU)?.is_some_and(|cpu| cpu > 0)))?;
+    citizen.agent.process.signal(Signal::KILL)?;
+    let kubeconfig = cluster.kubeconfig_of("enforcer-system", "enforcer-controller")?;
+    let mut command = Command::new(built("enforcer")?);
+    let output = command.args(["controller", "--remove-all", "--kubeconfig"]).arg(kubeconfig).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(citizen.offered(CPU)?.is_none() && citizen.offered(MEMORY)?.is_none(), "still offered");
+    Ok(())
 }

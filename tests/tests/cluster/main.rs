@@ -35,6 +35,8 @@ fn main() {
         trial("broken_settings_leave_what_was_in_force", &[Cluster], lending::broken_settings),
         trial("a_node_slo_out_of_range_is_told", &[Cluster], lending::node_slo_out_of_range),
         trial("of_two_writers_one_yields_and_says_so", &[Cluster], lending::two_writers),
+        trial("what_an_agent_that_is_gone_had_lent_is_taken_back", &[Cluster], lending::controller),
+        trial("uninstalling_takes_back_what_was_lent", &[Cluster], lending::remove_all),
         trial("pods_are_joined_to_their_cgroups_within_a_second", &[Cluster], join::within_a_second),
         trial("specs_of_batch_pods_are_in_force", &[Cluster], join::specs_are_in_force),
         trial("a_squeeze_and_its_end_are_seen_by_kubectl", &[Cluster], squeezing::seen_by_kubectl),
