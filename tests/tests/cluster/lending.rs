@@ -70,7 +70,7 @@ pub fn broken_settings() -> Result<()> {
     ensure!(text.contains("colocation-config") && text.contains("stays"), "{text}");
     println!("{text}");
     // Longer than the agent takes from one account to the next.
-    std::thread::sleep(Duration::from_secs(15));
+    sleep(Duration::from_secs(15));
     ensure!(citizen.offered(CPU)? == before, "{:?} became {:?}", before, citizen.offered(CPU)?);
     Ok(())
 }
