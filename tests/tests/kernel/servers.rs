@@ -186,7 +186,9 @@ pub fn tls() -> Result<()> {
 
 /// A redis under more requests than need be looked at: a part of them stands for all.
 pub fn sampled() -> Result<()> {
-    const TOLERANCE: f64 = 0.15;
+    // Looked at are slices of a jiffy, at random: of the 2,000 that eight seconds have at 250 Hz an eighth, so that the count has a
+    // standard deviation of 6 %; of twice as many requests per second, 9 %.
+    const TOLERANCE: f64 = 0.35;
     let sandbox = Sandbox::new("enforcer-test")?;
     let ls = sandbox.group("ls", LS_SHARES)?;
     let files = Files::new("sampled")?;
@@ -216,7 +218,7 @@ pub fn sampled() -> Result<()> {
     let before = agent.metric(count)?;
     ensure!((before / first.requests as f64 - 1.0).abs() < TOLERANCE, "{before} of {}", first.requests);
     let second = std::thread::scope(|scope| -> Result<Report> {
-        let client = scope.spawn(|| saturate(4.0));
+        let client = scope.spawn(|| saturate(8.0));
         agent.wait_for("a part is looked at", |agent| {
             Ok(agent.metric("enforcer_request_sampling_ratio{group=\"web\"}")? < 1.0)
         })?;
