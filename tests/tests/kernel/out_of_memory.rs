@@ -50,14 +50,18 @@ impl OutOfMemory {
         Ok(Self { trigger: neighbour.input()?, _neighbour: neighbour, group })
     }
 
-    /// Returns when the agent is dead, with the time since when there was no memory left at the earliest.
+    /// Returns when the agent is dead, with the time at which it was last seen alive: the kernel first tries to find memory, for
+    /// as long as it likes.
     pub fn strike(&mut self, agent: &mut Agent) -> Result<Instant> {
         let begun = Instant::now();
         self.trigger.write_all(b"now\n")?;
+        let mut alive_at = begun;
         let ended = loop {
+            let looked_at = Instant::now();
             if let Some(ended) = agent.process.ended()? {
                 break ended;
             }
+            alive_at = looked_at;
             ensure!(begun.elapsed() < PATIENCE, "the kernel did not kill the agent");
             sleep(Duration::from_micros(200));
         };
@@ -67,6 +71,6 @@ impl OutOfMemory {
         let kills =
             events.iter().flat_map(|text| text.lines()).find_map(|line| line.strip_prefix("oom_kill "));
         ensure!(kills.is_some_and(|kills| kills != "0"), "no OOM kill in {events:?}");
-        Ok(begun)
+        Ok(alive_at)
     }
 }
