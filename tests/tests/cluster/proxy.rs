@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -32,7 +32,7 @@ use serde_json::json;
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::Runtime,
-    time::Sleep,
+    sync::watch,
 };
 use tokio_rustls::TlsConnector;
 
@@ -62,7 +62,7 @@ pub struct Proxy {
 }
 
 struct State {
-    fault: Mutex<Fault>,
+    fault: watch::Sender<Fault>,
     reads: AtomicU64,
     writes: AtomicU64,
     server: SocketAddr,
@@ -85,7 +85,7 @@ impl Proxy {
             .with_root_certificates(roots)
             .with_no_client_auth();
         let state = Arc::new(State {
-            fault: Mutex::new(Fault::None),
+            fault: watch::Sender::new(Fault::None),
             reads: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             server: SocketAddr::from((cluster.address, 443)),
@@ -108,8 +108,9 @@ impl Proxy {
             .write(path)
     }
 
+    /// What goes wrong from now on. When something begins to, what is being answered ends, watches above all.
     pub fn set(&self, fault: Fault) {
-        *self.state.fault.lock().expect("BUG: a panic with the lock held") = fault;
+        self.state.fault.send_replace(fault);
     }
 
     /// Requests since the last call: reads, and writes.
@@ -141,7 +142,7 @@ async fn serve(listener: TcpListener, state: Arc<State>) {
 
 impl State {
     fn fault(&self) -> Fault {
-        *self.fault.lock().expect("BUG: a panic with the lock held")
+        *self.fault.borrow()
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Answer {
@@ -155,9 +156,10 @@ impl State {
             Fault::Down => return refusal(503),
             Fault::None | Fault::CutsWatches => {}
         }
-        let cut = (is_watch && self.fault() == Fault::CutsWatches).then_some(CUT);
+        let is_cut = is_watch && self.fault() == Fault::CutsWatches;
+        let end = end(self.fault.subscribe(), is_cut.then_some(CUT));
         match self.forward(request).await {
-            Ok(answer) => answer.map(|body| Either::Right(Cut::after(body, cut))),
+            Ok(answer) => answer.map(|body| Either::Right(Cut { body, end: Box::pin(end) })),
             Err(_) => refusal(502),
         }
     }
@@ -189,16 +191,16 @@ fn refusal(code: u16) -> Answer {
     answer
 }
 
+/// Returns after this time, if there is one, or when something begins to go wrong.
+async fn end(mut fault: watch::Receiver<Fault>, time: Option<Duration>) {
+    let begins = async { while fault.changed().await.is_ok() && *fault.borrow() == Fault::None {} };
+    tokio::time::timeout(time.unwrap_or(Duration::MAX), begins).await.ok();
+}
+
 /// A body that may end before its time.
 struct Cut {
     body: Incoming,
-    end: Option<Pin<Box<Sleep>>>,
-}
-
-impl Cut {
-    fn after(body: Incoming, time: Option<Duration>) -> Self {
-        Self { body, end: time.map(|time| Box::pin(tokio::time::sleep(time))) }
-    }
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl Body for Cut {
@@ -209,9 +211,7 @@ impl Body for Cut {
         mut self: Pin<&mut Self>,
         context: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        if let Some(end) = &mut self.end
-            && end.as_mut().poll(context).is_ready()
-        {
+        if self.end.as_mut().poll(context).is_ready() {
             return std::task::Poll::Ready(None);
         }
         Pin::new(&mut self.body).poll_frame(context)
