@@ -16,26 +16,21 @@ use crate::{
 };
 
 /// No idle priority and no freeze, so that one file tells of all.
-pub const QUOTA_ONLY: &str = "kubernetes:\n  levers: [quota]\n";
+const QUOTA_ONLY: &str = "kubernetes:\n  levers: [quota]\n";
 const SLO: &str = r#"{"requestLatency":{"p99":"4ms"}}"#;
 
 /// An LS pod under load and a batch pod with much more weight.
-pub struct Hurt<'a> {
+struct Hurt<'a> {
     // In the order in which they are taken down.
     _client: Process,
     batch: Option<Pod<'a>>,
     web: Pod<'a>,
-    pub citizen: Citizen<'a>,
+    citizen: Citizen<'a>,
 }
 
 impl<'a> Hurt<'a> {
     fn begin(cluster: &'a Cluster, name: &str) -> Result<Self> {
-        Self::of(Citizen::start(cluster, name, QUOTA_ONLY, GENEROUS)?, name)
-    }
-
-    /// Lets BE hurt LS until this agent squeezes it.
-    pub fn of(citizen: Citizen<'a>, name: &str) -> Result<Self> {
-        let cluster = citizen.cluster;
+        let citizen = Citizen::start(cluster, name, QUOTA_ONLY, GENEROUS)?;
         wait_for("batch resources are offered", || {
             Ok(citizen.offered("kubernetes.io/batch-cpu")?.is_some_and(|cpu| cpu >= 1_000))
         })
@@ -70,8 +65,7 @@ impl<'a> Hurt<'a> {
         self.wait_until_squeezed()
     }
 
-    /// Waits until BE is held back.
-    pub fn wait_until_squeezed(&mut self) -> Result<()> {
+    fn wait_until_squeezed(&mut self) -> Result<()> {
         let squeezed =
             self.citizen.agent.wait_for("BE is squeezed", |agent| Ok(agent.status()?.reason == "squeeze"));
         squeezed.with_context(|| self.citizen.log())
