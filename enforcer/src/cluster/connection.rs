@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use kube::{
     Client,
+    api::PostParams,
     config::{Config, KubeConfigOptions, Kubeconfig},
 };
 
@@ -50,6 +51,24 @@ pub async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> Result
     match tokio::time::timeout(PATIENCE, request).await {
         Ok(answer) => answer.map_err(Failure::Refused),
         Err(_) => Err(Failure::Late),
+    }
+}
+
+/// Writes in enforcer's name.
+pub fn parameters() -> PostParams {
+    PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }
+}
+
+/// Whether a write that names the version it replaces was the first: somebody else was quicker where the API server says
+/// 409.
+///
+/// # Errors
+/// What else it says.
+pub fn won<T>(answer: Result<T, Failure>) -> Result<bool, Failure> {
+    match answer {
+        Ok(_) => Ok(true),
+        Err(failure) if failure.code() == Some(409) => Ok(false),
+        Err(failure) => Err(failure),
     }
 }
 

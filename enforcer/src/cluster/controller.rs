@@ -14,16 +14,13 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Time},
     jiff::{SignedDuration, Timestamp},
 };
-use kube::{
-    Api, Client,
-    api::{ListParams, PostParams},
-};
+use kube::{Api, Client, api::ListParams};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
     batch,
     config::ColocationConfig,
-    connection::{self, Failure, MANAGER, within},
+    connection::{self, Failure, MANAGER, parameters, within, won},
     node_status::NodeStatus,
     objects::NodeMetric,
     protocol::CONFIG_MAP,
@@ -196,19 +193,6 @@ impl Controller {
         let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.options.config_namespace);
         let data = within(maps.get_opt(CONFIG_MAP)).await?.and_then(|map| map.data).unwrap_or_default();
         Ok(ColocationConfig::of(&data).unwrap_or_default())
-    }
-}
-
-fn parameters() -> PostParams {
-    PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }
-}
-
-/// Somebody else was quicker where the API server says 409.
-fn won<T>(answer: Result<T, Failure>) -> Result<bool, Failure> {
-    match answer {
-        Ok(_) => Ok(true),
-        Err(failure) if failure.code() == Some(409) => Ok(false),
-        Err(failure) => Err(failure),
     }
 }
 

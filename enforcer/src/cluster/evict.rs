@@ -4,10 +4,10 @@ use k8s_openapi::{
     api::{core::v1::Pod, policy::v1::Eviction},
     apimachinery::pkg::apis::meta::v1::{DeleteOptions, ObjectMeta, Preconditions},
 };
-use kube::{Api, Client, api::PostParams, core::Status};
+use kube::{Api, Client, core::Status};
 
 use super::{
-    connection::{Failure, MANAGER, within},
+    connection::{Failure, parameters, within},
     notes::PodRef,
 };
 
@@ -39,9 +39,8 @@ pub async fn evict(client: &Client, pod: &PodRef) -> Result<Outcome, Failure> {
             ..DeleteOptions::default()
         }),
     };
-    let parameters = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
     let answer: Result<Status, Failure> =
-        within(pods.create_subresource("eviction", &pod.name, &parameters, &eviction)).await;
+        within(pods.create_subresource("eviction", &pod.name, &parameters(), &eviction)).await;
     match answer {
         Ok(_) => Ok(Outcome::Evicted),
         Err(failure) => match failure.code() {

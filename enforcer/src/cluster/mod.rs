@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod class;
+pub(crate) mod complaints;
 pub mod config;
 pub(crate) mod connection;
 pub mod controller;

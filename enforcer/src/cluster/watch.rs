@@ -1,6 +1,6 @@
 //! What the API server says, as it says it.
 
-use std::{collections::BTreeSet, fmt::Debug, pin::pin, time::Duration};
+use std::{collections::BTreeSet, fmt::Debug, pin::pin};
 
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::{self as core, ConfigMap, Node};
@@ -12,12 +12,10 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::{
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
-    time::Instant,
-};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{
+    complaints::Complaints,
     link::{Options, ToLoop, Update},
     objects::NodeSLO,
     pod::Pod,
@@ -25,9 +23,6 @@ use super::{
     retry::Retry,
 };
 use crate::policy::Mode;
-
-/// The same trouble is told again after this.
-const AGAIN: Duration = Duration::from_mins(1);
 
 /// One thing that was seen.
 #[derive(Debug)]
@@ -132,31 +127,6 @@ async fn object<T>(
                 }
             }
             Err(err) => complaints.complain(&err),
-        }
-    }
-}
-
-/// Tells of trouble once a minute, and when it is over.
-struct Complaints {
-    what: String,
-    again_at: Option<Instant>,
-}
-
-impl Complaints {
-    fn new(what: &str) -> Self {
-        Self { what: what.to_owned(), again_at: None }
-    }
-
-    fn complain(&mut self, err: &dyn std::fmt::Display) {
-        if self.again_at.is_none_or(|at| Instant::now() >= at) {
-            self.again_at = Some(Instant::now() + AGAIN);
-            tracing::warn!("{} cannot be watched, trying again: {err}", self.what);
-        }
-    }
-
-    fn all_is_well(&mut self) {
-        if self.again_at.take().is_some() {
-            tracing::info!("{} can be watched again", self.what);
         }
     }
 }

@@ -7,13 +7,10 @@
 use std::{collections::BTreeMap, time::SystemTime};
 
 use k8s_openapi::{ByteString, api::core::v1::Secret};
-use kube::{
-    Api, Client,
-    api::{ObjectMeta, PostParams},
-};
+use kube::{Api, Client, api::ObjectMeta};
 
 use super::certificate::{Error, Pair, RENEW_BEFORE};
-use crate::cluster::connection::{Failure, MANAGER, within};
+use crate::cluster::connection::{Failure, parameters, within, won};
 
 const CA: &str = "ca.crt";
 const CERTIFICATE: &str = "tls.crt";
@@ -102,19 +99,6 @@ impl Shared {
 
     fn failure(&self, source: Failure) -> Disagreement {
         Disagreement::Failure { secret: self.name.clone(), source }
-    }
-}
-
-fn parameters() -> PostParams {
-    PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }
-}
-
-/// Somebody else was quicker where the API server says 409.
-fn won<T>(answer: Result<T, Failure>) -> Result<bool, Failure> {
-    match answer {
-        Ok(_) => Ok(true),
-        Err(failure) if failure.code() == Some(409) => Ok(false),
-        Err(failure) => Err(failure),
     }
 }
 

@@ -26,7 +26,7 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::super::{
     json::Strings,
@@ -34,12 +34,10 @@ use super::super::{
     profile::ClusterColocationProfile,
     selector,
 };
-use crate::cluster::{connection::MANAGER, retry::Retry};
+use crate::cluster::{complaints::Complaints, connection::MANAGER, retry::Retry};
 
 /// A pod waits for it.
 const ASK: Duration = Duration::from_secs(3);
-/// The same trouble is told again after this.
-const AGAIN: Duration = Duration::from_mins(1);
 const KINDS: usize = 3;
 
 /// The API server did not say what had to be known; the request has no answer then.
@@ -84,11 +82,10 @@ impl Stores {
     pub fn start(client: &Client) -> Self {
         let ready = Arc::new(AtomicUsize::new(0));
         let reporter = Reporter { controller: MANAGER.to_owned(), instance: None };
-        let complaints =
-            Complaints { recorder: Recorder::new(client.clone(), reporter), told: BTreeSet::new() };
+        let problems = Problems { recorder: Recorder::new(client.clone(), reporter), told: BTreeSet::new() };
         Self {
             client: client.clone(),
-            profiles: follow(Api::all(client.clone()), &ready, Some(complaints)),
+            profiles: follow(Api::all(client.clone()), &ready, Some(problems)),
             namespaces: follow(Api::all(client.clone()), &ready, None),
             priority_classes: follow(Api::all(client.clone()), &ready, None),
             ready,
@@ -173,7 +170,7 @@ impl Stores {
     }
 }
 
-fn follow<T>(api: Api<T>, ready: &Arc<AtomicUsize>, mut complaints: Option<Complaints>) -> Store<T>
+fn follow<T>(api: Api<T>, ready: &Arc<AtomicUsize>, mut problems: Option<Problems>) -> Store<T>
 where
     T: Resource<DynamicType = ()> + Look + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
@@ -189,20 +186,17 @@ where
     });
     tokio::spawn(async move {
         let mut stream = pin!(stream);
-        let mut again_at = None;
+        let mut complaints = Complaints::new(&T::kind(&()));
         while let Some(event) = stream.next().await {
             match event {
                 Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
-                    if let (Some(complaints), Some(problem)) = (&mut complaints, object.problem()) {
-                        complaints.tell(&object, problem).await;
+                    if let (Some(problems), Some(problem)) = (&mut problems, object.problem()) {
+                        problems.tell(&object, problem).await;
                     }
                 }
-                Ok(watcher::Event::InitDone) => again_at = None,
-                Err(err) if again_at.is_none_or(|at| Instant::now() >= at) => {
-                    again_at = Some(Instant::now() + AGAIN);
-                    tracing::warn!("{} cannot be watched, trying again: {err}", T::kind(&()));
-                }
-                _ => {}
+                Ok(watcher::Event::InitDone) => complaints.all_is_well(),
+                Ok(_) => {}
+                Err(err) => complaints.complain(&err),
             }
         }
     });
@@ -235,12 +229,12 @@ impl Look for ClusterColocationProfile {
 }
 
 /// Tells of profiles without meaning, each version once: in the log, and as an event.
-struct Complaints {
+struct Problems {
     recorder: Recorder,
     told: BTreeSet<(String, String)>,
 }
 
-impl Complaints {
+impl Problems {
     async fn tell<T: Resource<DynamicType = ()>>(&mut self, object: &T, problem: String) {
         let version = (object.name_any(), object.resource_version().unwrap_or_default());
         if !self.told.insert(version) {
