@@ -4,14 +4,14 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, Write as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use enforcer_rig::cluster::image;
 use flate2::{Compression, GzBuilder};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
-use tar::{Builder, EntryType, Header};
+use tar::{Builder, EntryType};
 
 use crate::{
     build,
@@ -201,15 +201,12 @@ fn append(archive: &mut Builder<Vec<u8>>, entry: &Entry<'_>) -> io::Result<()> {
         Some(content) => (EntryType::Regular, content),
         None => (EntryType::Directory, &[][..]),
     };
-    let mut header = Header::new_gnu();
-    header.set_entry_type(kind);
-    header.set_mode(entry.mode);
-    header.set_size(content.len() as u64);
-    archive.append_data(&mut header, Path::new(entry.path), content)
+    image::append(archive, kind, entry.path, entry.mode, content)
 }
 
+/// As OCI writes it.
 fn digest(content: &[u8]) -> String {
-    Sha256::digest(content).iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"))
+    format!("sha256:{}", image::digest(content))
 }
 
 #[cfg(test)]

@@ -141,7 +141,8 @@ impl Tree {
     }
 
     /// Names of the pods whose directories are there and that belong to no group.
-    pub fn strangers(&self) -> impl Iterator<Item = &str> {
+    #[cfg(test)]
+    fn strangers(&self) -> impl Iterator<Item = &str> {
         let pods = self.pods.iter();
         pods.flat_map(|pods| pods.directories.keys().filter(|uid| !pods.groups.contains_key(*uid)))
             .map(String::as_str)

@@ -19,8 +19,7 @@ pub const EVICTION_POLICY: &str = "koordinator.sh/eviction-policy";
 pub const EVICTION_PRIORITY: &str = "koordinator.sh/eviction-priority";
 pub const MEMORY_QOS: &str = "koordinator.sh/memoryQOS";
 pub const CPU_BURST: &str = "koordinator.sh/cpuBurst";
-/// Kubelet's: where a static pod comes from, and by which hash its directory is named.
-pub const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
+/// Kubelet's: by which hash a static pod's directory is named.
 pub const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 pub const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 /// What an LS pod may expect, as JSON: `{"requestLatency":{"p99":"5ms"}}`.
@@ -32,8 +31,6 @@ pub const RESERVATION: &str = "node.koordinator.sh/reservation";
 pub const NORMALIZATION_RATIO: &str = "node.koordinator.sh/cpu-normalization-ratio";
 pub const ORIGIN_ALLOCATABLE: &str = "node.koordinator.sh/originExtendedAllocatable";
 pub const THIRD_PARTY_ALLOCATIONS: &str = "node.koordinator.sh/thirdPartyAllocations";
-/// Who writes batch resources, and when it last knew better; enforcer's own.
-pub const PUBLISHED_AT: &str = "enforcer.dev/batch-published-at";
 
 /// Labels of nodes.
 pub const CPU_RECLAIM_RATIO: &str = "node.koordinator.sh/cpu-reclaim-ratio";

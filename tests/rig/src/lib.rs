@@ -11,6 +11,7 @@ pub mod cast;
 pub mod client;
 pub mod cluster;
 pub mod cpuset;
+pub mod hierarchy;
 pub mod interrupt;
 pub mod loss;
 pub mod measured;

@@ -9,6 +9,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::hierarchy;
+
 /// Hierarchies that groups get a directory in.
 #[derive(Clone, Debug)]
 struct Hosts {
@@ -20,23 +22,16 @@ struct Hosts {
 
 impl Hosts {
     fn find() -> Result<Self> {
-        let mounts = fs::read_to_string("/proc/self/mounts")?;
         let mut found = Self { v2: None, v1_cpu: None, v1_memory: None };
-        for line in mounts.lines() {
-            let fields: Vec<&str> = line.split(' ').collect();
-            let [_, point, kind, options, ..] = fields[..] else { continue };
-            match kind {
-                "cgroup2" => found.v2 = Some(point.into()),
-                "cgroup" => {
-                    let has = |controller| options.split(',').any(|option| option == controller);
-                    if has("cpu") {
-                        found.v1_cpu = Some(point.into());
-                    }
-                    if has("memory") {
-                        found.v1_memory = Some(point.into());
-                    }
-                }
-                _ => {}
+        for hierarchy in hierarchy::all()? {
+            if hierarchy.has("cpu") {
+                found.v1_cpu = Some(hierarchy.mount.clone());
+            }
+            if hierarchy.has("memory") {
+                found.v1_memory = Some(hierarchy.mount.clone());
+            }
+            if hierarchy.is_v2 {
+                found.v2 = Some(hierarchy.mount);
             }
         }
         anyhow::ensure!(found.v2.is_some() || found.v1_cpu.is_some(), "no cgroup hierarchy is mounted");

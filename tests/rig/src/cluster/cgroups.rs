@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::root;
-use crate::sandbox;
+use crate::{hierarchy, sandbox};
 
 /// Controllers that kubelet wants in its root, where they are in v2 at all.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "hugetlb", "memory", "pids"];
@@ -23,41 +23,12 @@ pub fn name() -> String {
     format!("enforcer-cluster-{}", words.join("-"))
 }
 
-/// A mounted hierarchy.
-struct Hierarchy {
-    mount: PathBuf,
-    is_v2: bool,
-    /// Of v1.
-    controllers: Vec<String>,
-}
-
-impl Hierarchy {
-    fn has(&self, controller: &str) -> bool {
-        self.controllers.iter().any(|has| has == controller)
-    }
-}
-
-/// All of them, v2 first.
-fn hierarchies() -> Result<Vec<Hierarchy>> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read the mount table")?;
-    let mut found = Vec::new();
-    for line in mounts.lines() {
-        let fields: Vec<&str> = line.split(' ').collect();
-        let [_, point, kind @ ("cgroup" | "cgroup2"), options, ..] = fields[..] else { continue };
-        let is_v2 = kind == "cgroup2";
-        let controllers = if is_v2 { Vec::new() } else { options.split(',').map(str::to_owned).collect() };
-        found.push(Hierarchy { mount: point.into(), is_v2, controllers });
-    }
-    found.sort_by_key(|hierarchy| !hierarchy.is_v2);
-    Ok(found)
-}
-
 /// Where hierarchies are mounted, v2 first.
 ///
 /// # Errors
 /// Where the mount table cannot be read.
 pub fn mounts() -> Result<Vec<PathBuf>> {
-    Ok(hierarchies()?.into_iter().map(|hierarchy| hierarchy.mount).collect())
+    Ok(hierarchy::all()?.into_iter().map(|hierarchy| hierarchy.mount).collect())
 }
 
 /// Where the hierarchy with this controller is mounted: v1's, else v2.
@@ -65,7 +36,7 @@ pub fn mounts() -> Result<Vec<PathBuf>> {
 /// # Errors
 /// Where there is none.
 pub fn mount_of(controller: &str) -> Result<PathBuf> {
-    let mut hierarchies = hierarchies()?;
+    let mut hierarchies = hierarchy::all()?;
     let place = hierarchies.iter().position(|hierarchy| hierarchy.has(controller));
     let place = place.or_else(|| hierarchies.iter().position(|hierarchy| hierarchy.is_v2));
     let place = place.with_context(|| format!("no hierarchy has the controller {controller}"))?;
@@ -78,7 +49,7 @@ pub fn mount_of(controller: &str) -> Result<PathBuf> {
 /// # Errors
 /// Where no hierarchy will do.
 pub fn daemons() -> Result<PathBuf> {
-    let hierarchies = hierarchies()?;
+    let hierarchies = hierarchy::all()?;
     let home = hierarchies.iter().find(|hierarchy| hierarchy.is_v2 || hierarchy.has("cpu"));
     let home = home.context("neither cgroup v2 nor v1's cpu controller is mounted")?;
     Ok(home.mount.join(name()).join("daemons"))
@@ -89,7 +60,7 @@ pub fn daemons() -> Result<PathBuf> {
 /// # Errors
 /// Where cgroups cannot be made, or none are mounted.
 pub fn make() -> Result<()> {
-    let hierarchies = hierarchies()?;
+    let hierarchies = hierarchy::all()?;
     for hierarchy in &hierarchies {
         sandbox::make(&hierarchy.mount.join(name()))?;
     }

@@ -59,7 +59,11 @@ impl Image<'_> {
     }
 }
 
-fn append(
+/// Appends an entry without a time and without an owner, so that the same files make the same archive.
+///
+/// # Errors
+/// Where the name does not fit.
+pub fn append(
     archive: &mut Builder<Vec<u8>>,
     kind: EntryType,
     name: &str,
@@ -73,7 +77,8 @@ fn append(
     archive.append_data(&mut header, name, content)
 }
 
-fn digest(content: &[u8]) -> String {
+/// SHA-256, in hexadecimal.
+pub fn digest(content: &[u8]) -> String {
     format!("{:x}", Sha256::digest(content))
 }
 
