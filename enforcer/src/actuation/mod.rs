@@ -96,8 +96,8 @@ struct Held {
     pending: Option<Progress>,
 }
 
-/// Children before their parents, which is the order of writing: a v1 parent's quota must be lowered last.
-type Wanted<'a> = BTreeMap<(Knob, Reverse<PathBuf>), (&'a Directory, Setting)>;
+/// What a call makes be in force.
+type Wanted<'a> = BTreeMap<(Knob, PathBuf), (&'a Directory, Setting)>;
 
 impl Actuator {
     /// Holds nothing yet. In shadow mode nothing is ever written.
@@ -141,7 +141,7 @@ impl Actuator {
         }
         let mut wanted = Wanted::new();
         for target in targets {
-            let key = (target.setting.knob(), Reverse(self.path_of(&target.directory)));
+            let key = (target.setting.knob(), self.path_of(&target.directory));
             wanted.insert(key, (&target.directory, target.setting.clone()));
             if target.directory.hierarchy == Hierarchy::V1Cpu && target.setting.knob() == Knob::Quota {
                 self.want_no_quota_below(target, &mut wanted);
@@ -149,12 +149,9 @@ impl Actuator {
         }
         let standing = std::mem::take(&mut self.standing);
         self.add_standing(now, &standing, &mut wanted);
-        self.release_all_but(
-            |key| wanted.contains_key(key) || standing.contains_key(&(key.0, key.1.0.clone())),
-            &mut applied,
-        );
+        self.release_all_but(|key| wanted.contains_key(key) || standing.contains_key(key), &mut applied);
         let mut due = self.intend(now, wanted, &mut applied);
-        // A v1 parent's quota is raised before its children's, and lowered after them.
+        // Children before their parents: a v1 parent's quota is lowered after its children's, and raised before them.
         due.sort_by_cached_key(|key| {
             let raises = self.held.get(key).is_some_and(|held| held.entry.raises_quota());
             if raises {
@@ -174,26 +171,22 @@ impl Actuator {
 
     /// There may be many standing settings, and they seldom change: most of the time it is enough that they are held.
     fn add_standing<'a>(&mut self, now: Duration, standing: &'a Standing, wanted: &mut Wanted<'a>) {
-        let keys = || wanted.keys().map(|(knob, Reverse(path))| (*knob, path));
-        let is_same = self.planned.len() == wanted.len()
-            && keys().all(|(knob, path)| self.planned.contains(&(knob, path.clone())));
-        let quotas: Vec<PathBuf> = wanted
-            .iter()
-            .filter(|((knob, _), (directory, _))| {
-                *knob == Knob::Quota && directory.hierarchy == Hierarchy::V1Cpu
-            })
-            .map(|((_, Reverse(path)), _)| path.clone())
-            .collect();
+        let is_same = self.planned.iter().eq(wanted.keys());
         let is_due = !is_same || now >= self.standing_at;
+        let mut quotas = Vec::new();
         if is_due {
-            self.planned = keys().map(|(knob, path)| (knob, path.clone())).collect();
+            let limits = wanted.iter().filter(|((knob, _), (directory, _))| {
+                *knob == Knob::Quota && directory.hierarchy == Hierarchy::V1Cpu
+            });
+            quotas.extend(limits.map(|((_, path), _)| path.clone()));
+            self.planned = wanted.keys().cloned().collect();
             self.standing_at = now + COMPARE;
         }
-        for ((knob, path), (directory, setting)) in standing {
-            let key = (*knob, Reverse(path.clone()));
-            if let Some((_, planned)) = wanted.get_mut(&key) {
+        for (key, (directory, setting)) in standing {
+            if let Some((_, planned)) = wanted.get_mut(key) {
                 *planned = planned.clone().within(setting);
             } else if is_due {
+                let path = &key.1;
                 let lies_below = |quota: &PathBuf| path != quota && path.starts_with(quota);
                 // The quota above does its work; v1 allows no higher one below.
                 let setting = match setting {
@@ -202,7 +195,7 @@ impl Actuator {
                     }
                     setting => setting.clone(),
                 };
-                wanted.insert(key, (directory, setting));
+                wanted.insert(key.clone(), (directory, setting));
             }
         }
     }
@@ -285,7 +278,7 @@ impl Actuator {
                 && owners.quota_us.is_some()
             {
                 let none = Setting::Quota(CpuLimit { quota_us: None, ..owners });
-                wanted.insert((Knob::Quota, Reverse(path)), (below, none));
+                wanted.insert((Knob::Quota, path), (below, none));
             }
         }
     }
@@ -294,8 +287,7 @@ impl Actuator {
     /// is left out.
     fn intend(&mut self, now: Duration, wanted: Wanted<'_>, applied: &mut Applied) -> Vec<(Knob, PathBuf)> {
         let mut due = Vec::new();
-        for ((knob, Reverse(path)), (directory, setting)) in wanted {
-            let key = (knob, path);
+        for (key, (directory, setting)) in wanted {
             if !self.held.contains_key(&key) {
                 match hold(directory, &key) {
                     Ok(held) => drop(self.held.insert(key.clone(), held)),
@@ -316,13 +308,9 @@ impl Actuator {
         due
     }
 
-    fn release_all_but(
-        &mut self,
-        is_wanted: impl Fn(&(Knob, Reverse<PathBuf>)) -> bool,
-        applied: &mut Applied,
-    ) {
-        self.held.retain(|(knob, path), held| {
-            if is_wanted(&(*knob, Reverse(path.clone()))) {
+    fn release_all_but(&mut self, is_wanted: impl Fn(&(Knob, PathBuf)) -> bool, applied: &mut Applied) {
+        self.held.retain(|key, held| {
+            if is_wanted(key) {
                 return true;
             }
             // What waits its turn is called off. What is being written right now is overwritten, and looked at again
