@@ -10,6 +10,7 @@ mod lint;
 mod manifests;
 mod programs;
 mod setup;
+mod tally;
 mod test;
 mod vm;
 

@@ -8,7 +8,9 @@ use enforcer_rig::process::Process;
 use crate::{
     build, interrupt,
     programs::{cargo, is_root, name},
-    setup, vm,
+    setup,
+    tally::Tally,
+    vm,
 };
 
 /// Which tests to run.
@@ -54,9 +56,12 @@ pub fn run(args: &Args) -> Result<()> {
 
     tests.args(["test", "--release", "--no-fail-fast"]).args(packages);
     tests.args(args.filter.iter());
-    let host = stream(&mut tests, &mut skipped);
-
-    let mut failed = host.err().into_iter().collect::<Vec<_>>();
+    let mut tally = Tally::default();
+    let host = stream(&mut tests, &mut tally);
+    skipped.append(&mut tally.skipped);
+    let mut failed: Vec<String> =
+        tally.failed.into_iter().map(|test| format!("{test} on this host")).collect();
+    failed.extend(host.err().map(|err| format!("{err:#}")));
     interrupt::check()?;
     if args.no_vm || args.filter.is_some() {
         skipped.push(format!("virtual machine {VM_SUITE:?} (left out on the command line)"));
@@ -67,12 +72,11 @@ pub fn run(args: &Args) -> Result<()> {
             "virtual machine {VM_SUITE:?} (qemu, busybox or cpio is missing and this is not root)"
         ));
     } else {
-        match vm::test(VM_SUITE, None) {
-            Ok(in_vm) => {
-                skipped.extend(in_vm.into_iter().map(|line| format!("in the virtual machine: {line}")));
-            }
-            Err(err) => failed.push(err),
-        }
+        let mut tally = Tally::default();
+        let tested = vm::test(VM_SUITE, None, &mut tally);
+        skipped.extend(tally.skipped.into_iter().map(|line| format!("in the virtual machine: {line}")));
+        failed.extend(tally.failed.into_iter().map(|test| format!("{test} in the virtual machine")));
+        failed.extend(tested.err().map(|err| format!("{err:#}")));
     }
     interrupt::check()?;
     println!();
@@ -83,19 +87,19 @@ pub fn run(args: &Args) -> Result<()> {
         println!("all tests passed; {} skipped", skipped.len());
         return Ok(());
     }
-    for err in &failed {
-        println!("FAILED {err:#}");
+    for line in &failed {
+        println!("FAILED {line}");
     }
-    bail!("{} of the test runs failed", failed.len())
+    bail!("not all tests passed")
 }
 
-/// Runs a command with its output to see, and collects what was skipped.
-fn stream(command: &mut Command, skipped: &mut Vec<String>) -> Result<()> {
+/// Runs a command with its output to see, and counts.
+fn stream(command: &mut Command, tally: &mut Tally) -> Result<()> {
     let mut tests = Process::start("the tests", command.stdout(Stdio::piped()))?;
     let status = tests.each_line(|line| {
         if let Some(line) = line {
             println!("{line}");
-            skipped.extend(vm::skipped_test(line));
+            tally.read(line);
         }
         Ok(())
     })?;

@@ -21,6 +21,7 @@ use crate::{
     build, interrupt,
     programs::{cache, root, run_quietly},
     setup,
+    tally::Tally,
 };
 
 /// How long a machine may run.
@@ -68,7 +69,7 @@ pub fn run(args: &Args) -> Result<()> {
     let suites = if args.all { Suite::value_variants() } else { &args.suite };
     let mut failed = Vec::new();
     for &suite in suites {
-        if let Err(err) = test(suite, args.filter.as_deref()) {
+        if let Err(err) = test(suite, args.filter.as_deref(), &mut Tally::default()) {
             interrupt::check()?;
             println!("{}: FAILED: {err:#}", suite.name());
             failed.push(suite.name());
@@ -78,8 +79,8 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Runs the tests on one kernel. Returns those that were skipped there.
-pub fn test(suite: Suite, filter: Option<&str>) -> Result<Vec<String>> {
+/// Runs the tests on one kernel, and counts.
+pub fn test(suite: Suite, filter: Option<&str>, tally: &mut Tally) -> Result<()> {
     setup::packages(&setup::VM_PACKAGES)?;
     let programs = programs()?;
     let kernel = kernel(suite)?;
@@ -87,7 +88,6 @@ pub fn test(suite: Suite, filter: Option<&str>) -> Result<Vec<String>> {
     let initramfs = initramfs(&work, &programs, filter)?;
     println!("{}: booting {}", suite.name(), kernel.file_name().unwrap_or_default().display());
     let begun = Instant::now();
-    let mut skipped = Vec::new();
     let mut passed = false;
     let mut qemu = qemu(&kernel, &initramfs)?;
     let mut machine = Process::start("qemu", qemu.stdin(Stdio::null()).stdout(Stdio::piped()))?;
@@ -95,20 +95,15 @@ pub fn test(suite: Suite, filter: Option<&str>) -> Result<Vec<String>> {
         if let Some(line) = line {
             println!("{} | {line}", suite.name());
             passed |= line == PASSED;
-            skipped.extend(skipped_test(line));
+            tally.read(line);
         }
         ensure!(begun.elapsed() < PATIENCE, "not done after {} s", PATIENCE.as_secs());
         interrupt::check()
     })?;
     let seconds = begun.elapsed().as_secs();
     ensure!(passed, "{} after {seconds} s: the tests did not all pass in the machine", suite.name());
-    println!("{}: passed in {seconds} s, {} skipped", suite.name(), skipped.len());
-    Ok(skipped)
-}
-
-/// The test that a line of output says was skipped.
-pub fn skipped_test(line: &str) -> Option<String> {
-    line.strip_prefix("skipped: ").map(str::to_owned)
+    println!("{}: passed in {seconds} s, {} skipped", suite.name(), tally.skipped.len());
+    Ok(())
 }
 
 /// Statically linked: where they are, and their names in the machine.
