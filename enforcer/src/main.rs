@@ -217,7 +217,9 @@ struct Place {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_env("ENFORCER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // The agent says itself what it cannot ask or tell an API server, once and not per attempt.
+    let filter =
+        EnvFilter::try_from_env("ENFORCER_LOG").unwrap_or_else(|_| EnvFilter::new("info,kube_client=off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
     // A small program gains nothing from huge pages, and one alone would double its memory.
     rustix::thread::disable_transparent_huge_pages(true).ok();
