@@ -4,10 +4,12 @@ mod citizen;
 mod daemon_set;
 mod daemons;
 mod evicting;
+mod faults;
 mod join;
 mod lending;
 mod node;
 mod pod;
+mod proxy;
 mod squeezing;
 
 use enforcer_tests::needs::{
@@ -39,6 +41,7 @@ fn main() {
         trial("specs_of_batch_pods_are_in_force", &[Cluster], join::specs_are_in_force),
         trial("a_squeeze_and_its_end_are_seen_by_kubectl", &[Cluster], squeezing::seen_by_kubectl),
         trial("squeezes_go_on_through_restarts_of_daemons", &[Cluster], squeezing::through_restarts),
+        trial("enforcement_goes_on_while_the_api_server_misbehaves", &[Cluster], faults::enforcement_goes_on),
         trial("evictions_honour_budgets", &[Cluster], evicting::budgets_are_honoured),
         trial("the_charts_daemon_set_runs_under_kubelet", &[Cluster, Image], daemon_set::runs),
         trial("a_dry_run_evicts_nobody", &[Cluster], evicting::dry_run),

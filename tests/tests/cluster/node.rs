@@ -1,6 +1,6 @@
 //! The node and what runs on it.
 
-use std::{net::TcpStream, process::Command, time::Duration};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use enforcer::cgroup::kubepods::{self, PodQos};
@@ -51,11 +51,7 @@ pub fn removal() -> Result<()> {
 pub fn reach() -> Result<()> {
     let cluster = Cluster::running()?;
     let pod = Pod::run(&cluster, "reach", PodQos::Burstable, &["serve", "--listen", "0.0.0.0:8080"])?;
-    let address = format!("{}:8080", pod.address).parse()?;
-    wait_for("the pod accepts connections", || {
-        TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-        Ok(true)
-    })
+    pod.listens_at(8080).map(drop)
 }
 
 pub fn service_account() -> Result<()> {

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::{SocketAddr, TcpStream},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -193,6 +194,16 @@ impl<'a> Pod<'a> {
         let file = directory.join("cgroup.procs");
         let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         text.lines().map(|line| Ok(line.parse()?)).collect()
+    }
+
+    /// Where it is reached at this port, once it accepts connections: that it runs does not say so.
+    pub fn listens_at(&self, port: u16) -> Result<SocketAddr> {
+        let address = SocketAddr::new(self.address.parse()?, port);
+        wait_for(&format!("pod {} accepts connections", self.name), || {
+            TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+            Ok(true)
+        })?;
+        Ok(address)
     }
 
     /// Deletes it, and waits until it is gone.

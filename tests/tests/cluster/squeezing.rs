@@ -16,21 +16,26 @@ use crate::{
 };
 
 /// No idle priority and no freeze, so that one file tells of all.
-const QUOTA_ONLY: &str = "kubernetes:\n  levers: [quota]\n";
+pub const QUOTA_ONLY: &str = "kubernetes:\n  levers: [quota]\n";
 const SLO: &str = r#"{"requestLatency":{"p99":"4ms"}}"#;
 
 /// An LS pod under load and a batch pod with much more weight.
-struct Hurt<'a> {
+pub struct Hurt<'a> {
     // In the order in which they are taken down.
-    _client: Process,
+    client: Process,
     batch: Option<Pod<'a>>,
     web: Pod<'a>,
-    citizen: Citizen<'a>,
+    pub citizen: Citizen<'a>,
 }
 
 impl<'a> Hurt<'a> {
     fn begin(cluster: &'a Cluster, name: &str) -> Result<Self> {
-        let citizen = Citizen::start(cluster, name, QUOTA_ONLY, GENEROUS)?;
+        Self::of(Citizen::start(cluster, name, QUOTA_ONLY, GENEROUS)?, name)
+    }
+
+    /// Lets BE hurt LS until this agent squeezes it.
+    pub fn of(citizen: Citizen<'a>, name: &str) -> Result<Self> {
+        let cluster = citizen.cluster;
         wait_for("batch resources are offered", || {
             Ok(citizen.offered("kubernetes.io/batch-cpu")?.is_some_and(|cpu| cpu >= 1_000))
         })
@@ -38,18 +43,11 @@ impl<'a> Hurt<'a> {
         let serve =
             ["serve", "--listen", "0.0.0.0:8080", "--steps", "0", "--memory-mib", "1", "--spin-us", "800"];
         let web = Pod::start(cluster, &format!("{name}-web"), &Spec::burstable().with_slo(SLO), &serve)?;
+        let address = web.listens_at(8080)?.to_string();
         let mut command = workload()?;
-        command.args([
-            "load",
-            "--to",
-            &format!("{}:8080", web.address),
-            "--rate",
-            "400",
-            "--seconds",
-            "3600",
-        ]);
+        command.args(["load", "--to", &address, "--rate", "400", "--seconds", "3600"]);
         let client = Process::start("the client", command.stdin(Stdio::null()).stdout(Stdio::null()))?;
-        let mut hurt = Self { _client: client, batch: None, web, citizen };
+        let mut hurt = Self { client, batch: None, web, citizen };
         hurt.strike()?;
         Ok(hurt)
     }
@@ -65,10 +63,30 @@ impl<'a> Hurt<'a> {
         self.wait_until_squeezed()
     }
 
-    fn wait_until_squeezed(&mut self) -> Result<()> {
-        let squeezed =
-            self.citizen.agent.wait_for("BE is squeezed", |agent| Ok(agent.status()?.reason == "squeeze"));
-        squeezed.with_context(|| self.citizen.log())
+    /// Waits until BE is held back.
+    pub fn wait_until_squeezed(&mut self) -> Result<()> {
+        let Self { client, citizen, .. } = self;
+        let squeezed = citizen.agent.wait_for("BE is squeezed", |agent| {
+            ensure!(client.is_running(), "the client ended: nothing is asked of LS any more");
+            Ok(agent.status()?.reason == "squeeze")
+        });
+        squeezed.with_context(|| {
+            let groups = citizen.agent.status().map(|status| status.groups);
+            format!("{groups:#?}\n{}", citizen.log())
+        })
+    }
+
+    /// Whether the agent takes both pods for what they are.
+    pub fn ensure_known(&self) -> Result<()> {
+        for (pod, class) in [(Some(&self.web), Class::LS), (self.batch.as_ref(), Class::BE)] {
+            let pod = pod.context("BUG: no batch pod")?;
+            let groups = self.citizen.agent.status()?.groups;
+            let group = groups.into_iter().find(|group| group.name.ends_with(&pod.name));
+            let group = group.with_context(|| format!("{} is no longer known", pod.name))?;
+            ensure!(group.class == class, "{} is now {:?}", pod.name, group.class);
+            ensure!(group.cgroups > 0, "{} has no cgroup any more", pod.name);
+        }
+        Ok(())
     }
 
     /// The quota of the batch pod's directory, in us; `None`: no limit.
@@ -116,14 +134,7 @@ pub fn through_restarts() -> Result<()> {
         hurt.wait_until_squeezed()?;
         cluster.restart(daemon)?;
         std::thread::sleep(Duration::from_secs(3));
-        for pod in [&hurt.web, hurt.batch.as_ref().context("no batch pod")?] {
-            let group =
-                hurt.citizen.agent.status()?.groups.into_iter().find(|group| group.name.ends_with(&pod.name));
-            let group = group
-                .with_context(|| format!("{} is no longer known after a restart of {daemon}", pod.name))?;
-            let class = if pod.name.ends_with("-web") { Class::LS } else { Class::BE };
-            ensure!(group.class == class, "{} is now {:?}", pod.name, group.class);
-        }
+        hurt.ensure_known().with_context(|| format!("after a restart of {daemon}"))?;
     }
     hurt.wait_until_squeezed()?;
     let now = hurt.batch.as_ref().context("no batch pod")?.look()?["status"]["containerStatuses"][0].clone();
