@@ -42,7 +42,9 @@ impl<'a> Hurt<'a> {
         .with_context(|| citizen.log())?;
         let serve =
             ["serve", "--listen", "0.0.0.0:8080", "--steps", "0", "--memory-mib", "1", "--spin-us", "800"];
-        let web = Pod::start(cluster, &format!("{name}-web"), &Spec::burstable().with_slo(SLO), &serve)?;
+        // LS that requests nothing lies beside the batch pod, with 2 shares to its 1024: it is hurt whatever the kernel does.
+        let spec = Spec::best_effort().labelled("koordinator.sh/qosClass", "LS").with_slo(SLO);
+        let web = Pod::start(cluster, &format!("{name}-web"), &spec, &serve)?;
         let address = web.listens_at(8080)?.to_string();
         let mut command = workload()?;
         command.args(["load", "--to", &address, "--rate", "400", "--seconds", "3600"]);
@@ -52,7 +54,7 @@ impl<'a> Hurt<'a> {
         Ok(hurt)
     }
 
-    /// Starts a batch pod that asks for twenty times the CPU that the LS pod does, and waits until it is held back.
+    /// Starts a batch pod that asks for a whole CPU, and waits until it is held back.
     fn strike(&mut self) -> Result<()> {
         let amount = json!({ "kubernetes.io/batch-cpu": "1000", "kubernetes.io/batch-memory": "64Mi" });
         let spec =
