@@ -1,12 +1,24 @@
 //! What test programs say of their tests, read from their output.
 
-/// Names, with reasons where the tests give them.
+/// As many bytes of a failure's message are kept, from its end: causes come last.
+const MESSAGE: usize = 400;
+
+/// Names, with what the tests say about them.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub skipped: Vec<String>,
     pub failed: Vec<String>,
-    /// Whether the list of failures, which ends a test program's output, is being read.
-    lists_failures: bool,
+    place: Place,
+}
+
+/// Where in the output. Failures come last: their messages, and then their names, under the same title.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Place {
+    #[default]
+    Tests,
+    Failures,
+    /// Below the name of one that failed.
+    Message,
 }
 
 impl Tally {
@@ -14,22 +26,60 @@ impl Tally {
         if let Some(skipped) = line.strip_prefix("skipped: ") {
             self.skipped.push(skipped.to_owned());
         }
-        // The list comes after the failures' messages under the same title. Only names stand alone on indented lines.
-        let name = line.strip_prefix("    ").filter(|name| name.split(' ').count() == 1 && !name.is_empty());
-        match name {
-            Some(name) if self.lists_failures => self.failed.push(name.to_owned()),
-            _ => self.lists_failures = line == "failures:" || self.lists_failures && line.is_empty(),
+        if line == "failures:" {
+            self.place = Place::Failures;
+        } else if line.starts_with("test result: ") {
+            self.place = Place::Tests;
+        } else if self.place != Place::Tests
+            && let Some(name) = failed(line)
+        {
+            self.failed.push(format!("{name}:"));
+            self.place = Place::Message;
+        } else if self.place == Place::Message
+            && let Some(failure) = self.failed.last_mut()
+        {
+            for word in line.split_whitespace() {
+                failure.push(' ');
+                failure.push_str(word);
+            }
+            shorten(failure);
         }
     }
+}
+
+/// The title of a failure's message: the test's name between dashes, and `stdout` where the harness is Rust's own.
+fn failed(line: &str) -> Option<&str> {
+    let name = line.strip_prefix("---- ")?.strip_suffix(" ----")?;
+    Some(name.strip_suffix(" stdout").unwrap_or(name))
+}
+
+/// Leaves the name and the end of the message.
+fn shorten(failure: &mut String) {
+    let begin = failure.find(": ").map_or(0, |colon| colon + 2);
+    if failure.len() <= begin + MESSAGE {
+        return;
+    }
+    let mut end = failure.len() - MESSAGE;
+    while !failure.is_char_boundary(end) {
+        end += 1;
+    }
+    failure.replace_range(begin..end, "");
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn tally(output: &str) -> Tally {
+        let mut tally = Tally::default();
+        output.lines().for_each(|line| tally.read(line));
+        tally
+    }
+
     #[test]
-    fn the_list_of_failures_is_told_from_their_messages() {
-        let output = "running 3 tests
+    fn failures_are_named_with_their_messages() {
+        let tally = tally(
+            "running 3 tests
 test fine ... ok
 skipped: another (not root)
 test broken ... FAILED
@@ -37,19 +87,34 @@ test broken ... FAILED
 failures:
 
 ---- broken ----
-test panicked:
-    indented
-    an indented message
+no limit
+
+Caused by:
+    the file is gone
+
+---- waits::broken_as_well stdout ----
+panicked at src/lib.rs
 
 failures:
     broken
     waits::broken_as_well
 
 test result: FAILED. 1 passed; 2 failed
-    indented";
-        let mut tally = Tally::default();
-        output.lines().for_each(|line| tally.read(line));
-        assert_eq!(tally.failed, ["broken", "waits::broken_as_well"]);
+---- no title ----",
+        );
+        assert_eq!(
+            tally.failed,
+            ["broken: no limit Caused by: the file is gone", "waits::broken_as_well: panicked at src/lib.rs"]
+        );
         assert_eq!(tally.skipped, ["another (not root)"]);
+    }
+
+    #[test]
+    fn of_a_long_message_the_end_is_kept() {
+        let long = "é ".repeat(500);
+        let tally = tally(&format!("failures:\n---- broken ----\n{long}\nthe cause"));
+        let failure = &tally.failed[0];
+        assert!(failure.starts_with("broken: ") && failure.ends_with("é the cause"), "{failure}");
+        assert!(failure.len() <= "broken: ".len() + MESSAGE, "{}", failure.len());
     }
 }

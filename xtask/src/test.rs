@@ -60,7 +60,7 @@ pub fn run(args: &Args) -> Result<()> {
     let host = stream(&mut tests, &mut tally);
     skipped.append(&mut tally.skipped);
     let mut failed: Vec<String> =
-        tally.failed.into_iter().map(|test| format!("{test} on this host")).collect();
+        tally.failed.into_iter().map(|test| format!("on this host: {test}")).collect();
     failed.extend(host.err().map(|err| format!("{err:#}")));
     interrupt::check()?;
     if args.no_vm || args.filter.is_some() {
@@ -75,7 +75,7 @@ pub fn run(args: &Args) -> Result<()> {
         let mut tally = Tally::default();
         let tested = vm::test(VM_SUITE, None, &mut tally);
         skipped.extend(tally.skipped.into_iter().map(|line| format!("in the virtual machine: {line}")));
-        failed.extend(tally.failed.into_iter().map(|test| format!("{test} in the virtual machine")));
+        failed.extend(tally.failed.into_iter().map(|test| format!("in the virtual machine: {test}")));
         failed.extend(tested.err().map(|err| format!("{err:#}")));
     }
     interrupt::check()?;
