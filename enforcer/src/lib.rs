@@ -14,6 +14,7 @@ pub mod agent;
 pub mod guardian;
 pub mod preflight;
 pub mod record;
+pub mod urgency;
 
 pub mod clock;
 

@@ -13,6 +13,7 @@ use enforcer::{
     guardian, policy, preflight,
     record::{self, Print},
     report::{batch, explain, top},
+    urgency,
 };
 use k8s_openapi::jiff::Timestamp;
 use tracing_subscriber::EnvFilter;
@@ -217,14 +218,12 @@ struct Place {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // The agent says itself what it cannot ask or tell an API server, once and not per attempt.
-    let filter =
-        EnvFilter::try_from_env("ENFORCER_LOG").unwrap_or_else(|_| EnvFilter::new("info,kube_client=off"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let log = tracing_subscriber::fmt().with_env_filter(log_filter());
+    log.with_writer(std::io::stderr).with_target(false).init();
     // A small program gains nothing from huge pages, and one alone would double its memory.
     rustix::thread::disable_transparent_huge_pages(true).ok();
     if matches!(cli.command, Command::Agent(_) | Command::Guardian { .. }) {
-        go_first();
+        urgency::go_first();
     }
     let result = match cli.command {
         Command::Agent(args) => run_agent(args),
@@ -263,11 +262,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// Those who end a squeeze or begin one must not queue behind it. Both sleep nearly all of the time.
-fn go_first() {
-    if let Err(err) = rustix::process::setpriority_process(None, -20) {
-        tracing::debug!(%err, "runs at ordinary priority");
+/// What is logged: `ENFORCER_LOG`, in which modules may be named. What the API server cannot be asked or told is said by
+/// enforcer, once and not per attempt as its client does, unless that is asked for by name.
+fn log_filter() -> EnvFilter {
+    let mut directives = std::env::var("ENFORCER_LOG").unwrap_or_else(|_| "info".to_owned());
+    if !directives.contains("kube_client") {
+        directives += ",kube_client=off";
     }
+    EnvFilter::new(directives)
 }
 
 fn run_agent(args: AgentArgs) -> anyhow::Result<()> {

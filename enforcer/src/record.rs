@@ -23,6 +23,7 @@ use crate::{
     model::{GroupId, Snapshot},
     places::Places,
     policy::{Group, Policy},
+    urgency,
 };
 
 /// Ticks that may wait for the disk: ten seconds of them.
@@ -93,6 +94,7 @@ impl Recorder {
         let (lines, received) = sync_channel(BACKLOG);
         let path = path.to_owned();
         let writer = std::thread::spawn(move || {
+            urgency::step_back();
             if let Err(err) = write_all(&mut file, &received) {
                 tracing::error!("the recording ends, {} cannot be written: {err}", path.display());
             }

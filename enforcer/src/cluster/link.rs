@@ -18,7 +18,7 @@ use super::{
     watch,
     writer::Writer,
 };
-use crate::{decision::batch::Strategy, policy::Mode, units::Amounts};
+use crate::{decision::batch::Strategy, policy::Mode, units::Amounts, urgency};
 
 pub use super::connection::Place;
 
@@ -91,6 +91,8 @@ impl Link {
         let (commands, from_loop) = tokio::sync::mpsc::unbounded_channel();
         let (started, has_started) = mpsc::channel();
         let run = move || {
+            // Only the loop is in a hurry.
+            urgency::step_back();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = match runtime.context("no runtime for the cluster") {
                 Ok(runtime) => runtime,

@@ -23,6 +23,7 @@ use super::{
     metrics::{self, Process},
     status::Status,
 };
+use crate::urgency;
 
 /// A loop that has not been heard of for so long hangs.
 const HANGS: Duration = Duration::from_secs(5);
@@ -80,7 +81,7 @@ pub fn serve(address: SocketAddr, shared: Shared) -> std::io::Result<SocketAddr>
     };
     std::thread::Builder::new().name("http".to_owned()).spawn(move || {
         // Only the loop is in a hurry.
-        rustix::process::setpriority_process(None, 0).ok();
+        urgency::step_back();
         if let Err(err) = runtime.block_on(server) {
             tracing::error!(%err, "the HTTP server ended");
         }
