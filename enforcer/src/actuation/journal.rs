@@ -4,6 +4,7 @@
 //! half-written.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Component, Path, PathBuf},
@@ -13,6 +14,7 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use super::key::Key;
 use crate::cgroup::{
     hierarchy::{Hierarchy, Mounts},
     setting::{self, Knob, Setting, SettingFile},
@@ -48,10 +50,20 @@ pub struct Entry {
     pub before: Setting,
 }
 
+impl AsRef<Self> for Entry {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 impl Entry {
     /// Nothing written yet.
     pub fn new(hierarchy: Hierarchy, directory: PathBuf, inode: u64, owner: Setting) -> Self {
         Self { hierarchy, directory, inode, ours: owner.clone(), before: owner.clone(), owner }
+    }
+
+    fn key(&self) -> Key {
+        Key::new(self.knob(), self.directory.clone())
     }
 
     /// Which knob it is.
@@ -135,7 +147,8 @@ pub struct Restored {
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    saved: Vec<Entry>,
+    /// What is on disk, and how each entry is written there: of thousands a few change at a time.
+    saved: BTreeMap<Key, (Entry, String)>,
     #[expect(dead_code, reason = "locked while open")]
     lock: fs::File,
 }
@@ -158,7 +171,7 @@ impl Journal {
             err => Error::Io { path: lock_path, source: err.into() },
         })?;
         let path = state_dir.join(FILE);
-        let saved = read(&path)?;
+        let saved = read(&path)?.into_iter().map(|entry| (entry.key(), written(entry))).collect();
         Ok(Self { path, saved, lock })
     }
 
@@ -180,18 +193,28 @@ impl Journal {
     ///
     /// # Errors
     /// What the file system says.
-    pub fn save<'a>(&mut self, entries: impl Iterator<Item = &'a Entry> + Clone) -> Result<(), Error> {
-        if entries.clone().eq(&self.saved) {
+    pub fn save(&mut self, entries: &BTreeMap<Key, impl AsRef<Entry>>) -> Result<(), Error> {
+        let saved = self.saved.values().map(|(entry, _)| entry);
+        if entries.values().map(AsRef::as_ref).eq(saved) {
             return Ok(());
         }
-        let entries: Vec<Entry> = entries.cloned().collect();
-        let text = serde_json::to_vec_pretty(&entries).expect("BUG: entries are plain data");
+        self.saved.retain(|key, _| entries.contains_key(key));
+        for (key, entry) in entries {
+            let entry = entry.as_ref();
+            match self.saved.get_mut(key) {
+                Some(saved) if saved.0 == *entry => {}
+                Some(saved) => *saved = written(entry.clone()),
+                None => drop(self.saved.insert(key.clone(), written(entry.clone()))),
+            }
+        }
+        let lines: Vec<&str> = self.saved.values().map(|(_, text)| text.as_str()).collect();
+        let text = format!("[\n{}\n]\n", lines.join(",\n"));
         let new = self.path.with_extension("new");
-        fs::write(&new, text)
-            .and_then(|()| fs::rename(&new, &self.path))
-            .map_err(|source| Error::Io { path: self.path.clone(), source })?;
-        self.saved = entries;
-        Ok(())
+        fs::write(&new, text).and_then(|()| fs::rename(&new, &self.path)).map_err(|source| {
+            // Nothing of it counts as saved.
+            self.saved.clear();
+            Error::Io { path: self.path.clone(), source }
+        })
     }
 
     /// Restores what a former process left behind, and forgets it.
@@ -200,7 +223,8 @@ impl Journal {
     /// Where the journal cannot be written; single files that could not be restored are listed in the result and stay
     /// in the journal.
     pub fn restore(&mut self, mounts: &Mounts) -> Result<Restored, Error> {
-        let (restored, left) = restore_all(std::mem::take(&mut self.saved), mounts);
+        let saved = std::mem::take(&mut self.saved).into_values().map(|(entry, _)| entry);
+        let (restored, left) = restore_all(saved.collect(), mounts);
         // What was saved is no longer known to be there: write in any case.
         if left.is_empty() {
             match fs::remove_file(&self.path) {
@@ -209,7 +233,8 @@ impl Journal {
                 Err(source) => return Err(Error::Io { path: self.path.clone(), source }),
             }
         } else {
-            self.save(left.iter())?;
+            let left: BTreeMap<Key, Entry> = left.into_iter().map(|entry| (entry.key(), entry)).collect();
+            self.save(&left)?;
         }
         Ok(restored)
     }
@@ -223,6 +248,12 @@ impl Journal {
 pub fn restore_over_its_head(state_dir: &Path, mounts: &Mounts) -> Result<Restored, Error> {
     let (restored, _) = restore_all(read(&state_dir.join(FILE))?, mounts);
     Ok(restored)
+}
+
+/// An entry and its line.
+fn written(entry: Entry) -> (Entry, String) {
+    let text = serde_json::to_string(&entry).expect("BUG: entries are plain data");
+    (entry, text)
 }
 
 fn read(path: &Path) -> Result<Vec<Entry>, Error> {
@@ -239,7 +270,7 @@ fn restore_all(mut entries: Vec<Entry>, mounts: &Mounts) -> (Restored, Vec<Entry
     let mut restored = Restored::default();
     let mut left = Vec::new();
     // The quick levers first, a frozen group above all; then parents, because a v1 child may not be above its parent.
-    entries.sort_by(|a, b| (a.knob(), &a.directory).cmp(&(b.knob(), &b.directory)));
+    entries.sort_by_cached_key(Entry::key);
     for entry in entries {
         match restore_one(&entry, mounts) {
             Ok(true) => restored.written += 1,

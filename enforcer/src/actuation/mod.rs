@@ -5,6 +5,7 @@
 //! their wish: it becomes the owner's value.
 
 pub mod journal;
+pub mod key;
 pub mod lease;
 pub mod split;
 mod writer;
@@ -13,12 +14,14 @@ use std::{
     borrow::Cow,
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    ops::Bound,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use self::{
     journal::{Entry, Journal},
+    key::Key,
     writer::{Progress, Writer},
 };
 use crate::{
@@ -30,8 +33,10 @@ use crate::{
     model::CpuLimit,
 };
 
-/// How often files are compared with what was written.
+/// How often files are compared with what was written: those that the plan names, and some of the others.
 const COMPARE: Duration = Duration::from_secs(1);
+/// Of the others so many, or a tenth if there are more of them.
+const COMPARED: usize = 100;
 /// A directory that somebody else keeps writing is left to them for so long: two agents must not fight.
 const YIELD: Duration = Duration::from_secs(10);
 
@@ -73,19 +78,25 @@ pub struct Actuator {
     mounts: Mounts,
     journal: Journal,
     /// Parents before their children, which is the order of restoring: a v1 parent's quota must be raised first.
-    held: BTreeMap<(Knob, PathBuf), Held>,
+    held: BTreeMap<Key, Held>,
     compare_at: Duration,
+    /// The last one that was compared; the next ones' turn is next.
+    compared: Option<Key>,
     shadow: bool,
     writer: Writer,
     standing: Standing,
-    /// Standing settings are looked at again when this is due, or when the others change.
+    /// Standing settings that are new: the others are held already.
+    fresh: BTreeSet<Key>,
+    /// All standing settings are looked at again when this is due, or when the others change.
     standing_at: Duration,
     /// What was wanted beside them last.
-    planned: BTreeSet<(Knob, PathBuf)>,
+    planned: BTreeSet<Key>,
+    /// Something is held that nobody wants any more.
+    has_loose_ends: bool,
 }
 
 /// What is to be in force until it is replaced, whatever the plan says beside it.
-pub type Standing = BTreeMap<(Knob, PathBuf), (Directory, Setting)>;
+pub type Standing = BTreeMap<Key, (Directory, Setting)>;
 
 #[derive(Debug)]
 struct Held {
@@ -97,7 +108,7 @@ struct Held {
 }
 
 /// What a call makes be in force.
-type Wanted<'a> = BTreeMap<(Knob, PathBuf), (&'a Directory, Setting)>;
+type Wanted<'a> = BTreeMap<Key, (&'a Directory, Setting)>;
 
 impl Actuator {
     /// Holds nothing yet. In shadow mode nothing is ever written.
@@ -108,11 +119,14 @@ impl Actuator {
             journal,
             held: BTreeMap::new(),
             compare_at: Duration::ZERO,
+            compared: None,
             shadow,
             writer,
             standing: Standing::new(),
+            fresh: BTreeSet::new(),
             standing_at: Duration::ZERO,
             planned: BTreeSet::new(),
+            has_loose_ends: false,
         }
     }
 
@@ -121,11 +135,13 @@ impl Actuator {
         self.held.len()
     }
 
-    /// Replaces all standing settings.
-    pub fn stand(&mut self, standing: Standing) {
-        if standing != self.standing {
-            (self.standing, self.standing_at) = (standing, Duration::ZERO);
+    /// From now on these are standing settings, and `gone`, as far as they are not among them, no longer are.
+    pub fn stand(&mut self, gone: &[Key], new: Standing) {
+        for key in gone.iter().filter(|key| !new.contains_key(key)) {
+            self.has_loose_ends |= self.standing.remove(key).is_some();
         }
+        self.fresh.extend(new.keys().cloned());
+        self.standing.extend(new);
     }
 
     /// Makes exactly these settings be in force beside the standing ones, and where both want something, the tighter one.
@@ -141,23 +157,26 @@ impl Actuator {
         }
         let mut wanted = Wanted::new();
         for target in targets {
-            let key = (target.setting.knob(), self.path_of(&target.directory));
+            let key = Key::new(target.setting.knob(), self.path_of(&target.directory));
             wanted.insert(key, (&target.directory, target.setting.clone()));
             if target.directory.hierarchy == Hierarchy::V1Cpu && target.setting.knob() == Knob::Quota {
                 self.want_no_quota_below(target, &mut wanted);
             }
         }
         let standing = std::mem::take(&mut self.standing);
-        self.add_standing(now, &standing, &mut wanted);
-        self.release_all_but(|key| wanted.contains_key(key) || standing.contains_key(key), &mut applied);
+        let is_other_plan = self.add_standing(now, &standing, &mut wanted);
+        if is_other_plan || self.has_loose_ends {
+            let is_wanted = |key: &Key| standing.contains_key(key) || wanted.contains_key(key);
+            self.has_loose_ends = !self.release_all_but(is_wanted, &mut applied);
+        }
         let mut due = self.intend(now, wanted, &mut applied);
         // Children before their parents: a v1 parent's quota is lowered after its children's, and raised before them.
         due.sort_by_cached_key(|key| {
             let raises = self.held.get(key).is_some_and(|held| held.entry.raises_quota());
             if raises {
-                (0, Some(key.1.clone()), None)
+                (0, Some(key.path.clone()), None)
             } else {
-                (1, None, Some((key.0, Reverse(key.1.clone()))))
+                (1, None, Some((key.knob, Reverse(key.path.clone()))))
             }
         });
         self.standing = standing;
@@ -169,42 +188,44 @@ impl Actuator {
         applied
     }
 
-    /// There may be many standing settings, and they seldom change: most of the time it is enough that they are held.
-    fn add_standing<'a>(&mut self, now: Duration, standing: &'a Standing, wanted: &mut Wanted<'a>) {
-        let is_same = self.planned.iter().eq(wanted.keys());
-        let is_due = !is_same || now >= self.standing_at;
-        let mut quotas = Vec::new();
-        if is_due {
-            let limits = wanted.iter().filter(|((knob, _), (directory, _))| {
-                *knob == Knob::Quota && directory.hierarchy == Hierarchy::V1Cpu
-            });
-            quotas.extend(limits.map(|((_, path), _)| path.clone()));
+    /// There may be thousands of standing settings, and they seldom change: most of the time it is enough that they are
+    /// held. Whether other settings are planned than before.
+    fn add_standing<'a>(&mut self, now: Duration, standing: &'a Standing, wanted: &mut Wanted<'a>) -> bool {
+        let is_other_plan = !self.planned.iter().eq(wanted.keys());
+        let quotas: Vec<PathBuf> = wanted
+            .iter()
+            .filter(|(key, (directory, _))| {
+                key.knob == Knob::Quota && directory.hierarchy == Hierarchy::V1Cpu
+            })
+            .map(|(key, _)| key.path.clone())
+            .collect();
+        if is_other_plan {
             self.planned = wanted.keys().cloned().collect();
-            self.standing_at = now + COMPARE;
         }
-        for (key, (directory, setting)) in standing {
-            if let Some((_, planned)) = wanted.get_mut(key) {
+        for (key, (_, planned)) in wanted.iter_mut() {
+            if let Some((_, setting)) = standing.get(key) {
                 *planned = planned.clone().within(setting);
-            } else if is_due {
-                let path = &key.1;
-                let lies_below = |quota: &PathBuf| path != quota && path.starts_with(quota);
-                // The quota above does its work; v1 allows no higher one below.
-                let setting = match setting {
-                    Setting::Quota(limit) if quotas.iter().any(lies_below) => {
-                        Setting::Quota(CpuLimit { quota_us: None, ..*limit })
-                    }
-                    setting => setting.clone(),
-                };
-                wanted.insert(key.clone(), (directory, setting));
             }
         }
+        let fresh = std::mem::take(&mut self.fresh);
+        if is_other_plan || now >= self.standing_at {
+            self.standing_at = now + COMPARE;
+            standing.iter().for_each(|(key, value)| want_standing(key, value, &quotas, wanted));
+        } else {
+            for key in &fresh {
+                if let Some((key, value)) = standing.get_key_value(key) {
+                    want_standing(key, value, &quotas, wanted);
+                }
+            }
+        }
+        is_other_plan
     }
 
     /// The journal knows of it.
-    fn write(&mut self, key: &(Knob, PathBuf), applied: &mut Applied) {
+    fn write(&mut self, key: &Key, applied: &mut Applied) {
         let held = self.held.get_mut(key).expect("BUG: due and not held");
         if held.entry.ours.may_block() {
-            let file = SettingFile::new(held.entry.hierarchy, key.1.clone(), key.0);
+            let file = SettingFile::new(held.entry.hierarchy, key.path.clone(), key.knob);
             held.pending = self.writer.submit(file, held.entry.ours.clone());
             if held.pending.is_none() {
                 held.entry.take_back();
@@ -215,7 +236,7 @@ impl Actuator {
         self.note(key, written, applied);
     }
 
-    fn note(&mut self, key: &(Knob, PathBuf), written: Result<(), setting::Error>, applied: &mut Applied) {
+    fn note(&mut self, key: &Key, written: Result<(), setting::Error>, applied: &mut Applied) {
         match written {
             Ok(()) => applied.writes += 1,
             Err(setting::Error::Gone(_)) => drop(self.held.remove(key)),
@@ -261,7 +282,7 @@ impl Actuator {
         let mut applied = Applied::default();
         self.collect(&mut applied);
         self.standing_at = Duration::ZERO;
-        self.release_all_but(|_| false, &mut applied);
+        self.has_loose_ends = !self.release_all_but(|_| false, &mut applied);
         self.save(&mut applied);
         applied
     }
@@ -270,22 +291,23 @@ impl Actuator {
     fn want_no_quota_below<'a>(&self, target: &Target<'a>, wanted: &mut Wanted<'a>) {
         for &below in &target.below {
             let path = self.path_of(below);
-            let owners = match self.held.get(&(Knob::Quota, path.clone())) {
+            let key = Key::new(Knob::Quota, path.clone());
+            let owners = match self.held.get(&key) {
                 Some(held) => Ok(held.entry.owner.clone()),
-                None => SettingFile::new(below.hierarchy, path.clone(), Knob::Quota).read(),
+                None => SettingFile::new(below.hierarchy, path, Knob::Quota).read(),
             };
             if let Ok(Setting::Quota(owners)) = owners
                 && owners.quota_us.is_some()
             {
                 let none = Setting::Quota(CpuLimit { quota_us: None, ..owners });
-                wanted.insert((Knob::Quota, path), (below, none));
+                wanted.insert(key, (below, none));
             }
         }
     }
 
     /// Notes what is about to be written, in that order. What is in force already, or left to somebody else for a while,
     /// is left out.
-    fn intend(&mut self, now: Duration, wanted: Wanted<'_>, applied: &mut Applied) -> Vec<(Knob, PathBuf)> {
+    fn intend(&mut self, now: Duration, wanted: Wanted<'_>, applied: &mut Applied) -> Vec<Key> {
         let mut due = Vec::new();
         for (key, (directory, setting)) in wanted {
             if !self.held.contains_key(&key) {
@@ -308,7 +330,9 @@ impl Actuator {
         due
     }
 
-    fn release_all_but(&mut self, is_wanted: impl Fn(&(Knob, PathBuf)) -> bool, applied: &mut Applied) {
+    /// Whether all that is not wanted is released; the rest is tried again at the next call.
+    fn release_all_but(&mut self, is_wanted: impl Fn(&Key) -> bool, applied: &mut Applied) -> bool {
+        let mut left = 0;
         self.held.retain(|key, held| {
             if is_wanted(key) {
                 return true;
@@ -316,7 +340,7 @@ impl Actuator {
             // What waits its turn is called off. What is being written right now is overwritten, and looked at again
             // when it is done, in case it came second.
             held.pending.take_if(|pending| pending.call_off());
-            match held.entry.restore(&held.file) {
+            let stays = match held.entry.restore(&held.file) {
                 Ok(written) => {
                     applied.writes += u64::from(written);
                     if held.pending.is_some() && held.entry.ours != held.entry.owner {
@@ -330,34 +354,34 @@ impl Actuator {
                     applied.errors.push(err.into());
                     true
                 }
-            }
+            };
+            left += usize::from(stays);
+            stays
         });
+        left == 0
     }
 
     /// Looks whether the files still hold what was written.
     fn compare(&mut self, now: Duration, applied: &mut Applied) {
-        self.held.retain(|(_, path), held| match held.file.read() {
-            Ok(found) if held.entry.is_in_force(&found) => true,
-            // It may be written right now.
-            Ok(found) if held.pending.is_some() && held.entry.knows(&found) => true,
-            Ok(found) => {
-                tracing::info!(cgroup = %path.display(), %found, ours = %held.entry.ours, "somebody else set this");
-                applied.foreign += 1;
-                held.entry.adopt(&found);
-                held.yielded_until = now + YIELD;
-                true
+        let some = COMPARED.max(self.held.len() / 10);
+        let after = self.compared.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut keys: Vec<Key> =
+            self.held.range((after, Bound::Unbounded)).take(some).map(|(key, _)| key.clone()).collect();
+        // From the beginning, once the end is reached.
+        self.compared = keys.last().filter(|_| keys.len() == some).cloned();
+        keys.extend(self.planned.iter().filter(|key| self.held.contains_key(key)).cloned());
+        for key in keys {
+            if let Some(held) = self.held.get_mut(&key)
+                && !held.compare(&key.path, now, applied)
+            {
+                self.held.remove(&key);
             }
-            Err(setting::Error::Gone(_)) => false,
-            Err(err) => {
-                applied.errors.push(err.into());
-                true
-            }
-        });
+        }
     }
 
     /// Whether everything that is held is on disk.
     fn save(&mut self, applied: &mut Applied) -> bool {
-        let saved = self.journal.save(self.held.values().map(|held| &held.entry));
+        let saved = self.journal.save(&self.held);
         saved.map_err(|err| applied.errors.push(err.into())).is_ok()
     }
 
@@ -366,8 +390,61 @@ impl Actuator {
     }
 }
 
+impl Held {
+    /// Looks whether the file still holds what was written. Whether there is still a file.
+    fn compare(&mut self, path: &Path, now: Duration, applied: &mut Applied) -> bool {
+        match self.file.read() {
+            Ok(found) if self.entry.is_in_force(&found) => true,
+            // It may be written right now.
+            Ok(found) if self.pending.is_some() && self.entry.knows(&found) => true,
+            Ok(found) => {
+                tracing::info!(cgroup = %path.display(), %found, ours = %self.entry.ours, "somebody else set this");
+                applied.foreign += 1;
+                self.entry.adopt(&found);
+                self.yielded_until = now + YIELD;
+                true
+            }
+            Err(setting::Error::Gone(_)) => false,
+            Err(err) => {
+                applied.errors.push(err.into());
+                true
+            }
+        }
+    }
+}
+
+impl AsRef<Entry> for Held {
+    fn as_ref(&self) -> &Entry {
+        &self.entry
+    }
+}
+
+/// Where a plan sets a quota above, that one does its work; v1 allows no higher one below.
+fn want_standing<'a>(
+    key: &'a Key,
+    (directory, setting): &'a (Directory, Setting),
+    quotas: &[PathBuf],
+    wanted: &mut Wanted<'a>,
+) {
+    if wanted.contains_key(key) {
+        return;
+    }
+    let lies_below = |quota: &PathBuf| is_below(&key.path, quota);
+    let setting = match setting {
+        Setting::Quota(limit) if quotas.iter().any(lies_below) => {
+            Setting::Quota(CpuLimit { quota_us: None, ..*limit })
+        }
+        setting => setting.clone(),
+    };
+    wanted.insert(key.clone(), (directory, setting));
+}
+
+fn is_below(path: &Path, above: &Path) -> bool {
+    path != above && path.starts_with(above)
+}
+
 /// Remembers the owner's value.
-fn hold(directory: &Directory, (knob, path): &(Knob, PathBuf)) -> Result<Held, setting::Error> {
+fn hold(directory: &Directory, Key { knob, path }: &Key) -> Result<Held, setting::Error> {
     let file = SettingFile::new(directory.hierarchy, path.clone(), *knob);
     let owner = file.read()?;
     let entry = Entry::new(directory.hierarchy, path.clone(), directory.inode, owner);

@@ -97,6 +97,40 @@ fn every_lever_is_undone_on_its_own() {
     assert_eq!((read(&host, "cpu.idle").as_str(), read(&host, "cpu.weight").as_str()), ("0", "7"));
 }
 
+/// Standing settings change one group at a time, between two looks at all of them.
+#[test]
+fn what_stands_is_changed_one_by_one() {
+    let mut host = Host::new(&["a", "b", "c"]);
+    let mut actuator = host.actuator();
+    let standing = |host: &Host, name: &str, ms: u64| {
+        let directory = host.directory(name);
+        let path = host.mounts().point(Hierarchy::V2).join(name);
+        let limit = CpuLimit { quota_us: Some(ms * 1000), period_us: 1_000_000 };
+        (Key::new(Knob::Quota, path), (directory, Setting::Quota(limit)))
+    };
+    let (a, b, c) = (standing(&host, "a", 100), standing(&host, "b", 200), standing(&host, "c", 300));
+    actuator.stand(&[], [a.clone(), b.clone()].into());
+    assert_eq!(host.apply(&mut actuator, &[]).writes, 2);
+    // Not time yet to look at all of them.
+    let mut apply = |actuator: &mut Actuator, targets: &[Target<'_>]| {
+        host.now += Duration::from_millis(1);
+        actuator.apply(host.now, targets).writes
+    };
+    actuator.stand(std::slice::from_ref(&a.0), [c].into());
+    assert_eq!(apply(&mut actuator, &[]), 2, "one comes, one goes");
+    assert_eq!(apply(&mut actuator, &[]), 0);
+    // The tighter one is in force, as long as it is planned.
+    let tighter = Setting::Quota(CpuLimit { quota_us: Some(50_000), period_us: 1_000_000 });
+    let target = Target { directory: Cow::Borrowed(&b.1.0), setting: tighter, below: Vec::new() };
+    assert_eq!(apply(&mut actuator, std::slice::from_ref(&target)), 1);
+    assert_eq!(apply(&mut actuator, &[target]), 0);
+    assert_eq!(apply(&mut actuator, &[]), 1);
+    assert_eq!((host.limit("a").as_str(), host.limit("b").as_str()), (OWNER, "200000 1000000"));
+    assert_eq!(host.limit("c"), "300000 1000000");
+    actuator.release_all();
+    assert_eq!((host.limit("b").as_str(), host.limit("c").as_str()), (OWNER, OWNER));
+}
+
 #[test]
 fn what_a_killed_agent_left_is_restored_from_the_journal() {
     let mut host = Host::new(&["batch"]);
@@ -192,7 +226,8 @@ fn a_journal_that_names_other_places_is_not_followed() {
         let mut entry = Entry::new(Hierarchy::V2, directory, inode, quota(None, 100_000));
         entry.intend(quota(Some(200_000), 1_000_000));
         let mut journal = host.journal();
-        journal.save(std::iter::once(&entry)).unwrap();
+        let key = Key::new(entry.knob(), entry.directory.clone());
+        journal.save(&[(key, entry)].into()).unwrap();
         assert_eq!(journal.restore(&host.mounts()).unwrap().written, 0);
     }
     assert_eq!(fs::read_to_string(elsewhere.join("cpu.max")).unwrap(), "200000 1000000");

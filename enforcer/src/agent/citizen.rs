@@ -12,7 +12,7 @@ use super::{
     usage::UsageMeter,
 };
 use crate::{
-    actuation::Standing,
+    actuation::{Standing, key::Key},
     cgroup::hierarchy::Mounts,
     cluster::{
         lend::Lent,
@@ -129,8 +129,8 @@ impl Citizen {
         self.specs.touch(id);
     }
 
-    /// What is to stand by the pods' specs, if anything of it changed.
-    pub fn standing(&mut self, meter: &Meter, mounts: &Mounts) -> Option<Standing> {
+    /// What stood by the pods' specs and may stand no longer, and what is to stand now.
+    pub fn standing(&mut self, meter: &Meter, mounts: &Mounts) -> (Vec<Key>, Standing) {
         self.specs.refresh(&self.roster, meter, mounts)
     }
 

@@ -77,6 +77,8 @@ const SLOW_TICK: Duration = Duration::from_millis(250);
 const EARLY: Duration = Duration::from_millis(1);
 /// How often the ledger is brought up to date.
 const REPORT: Duration = Duration::from_secs(1);
+/// About the same thing.
+const COMPLAINTS: Duration = Duration::from_mins(1);
 /// A guardian holds the journal for a moment when it looks after a dead agent's limits.
 const JOURNAL_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -163,6 +165,7 @@ struct Agent {
     roster: Vec<(GroupId, Option<Group>)>,
     /// How long directories were there before they were counted, not reported yet.
     joins: Vec<Duration>,
+    complain_at: Duration,
     counts: Counts,
 }
 
@@ -263,6 +266,7 @@ impl Agent {
             changes: Vec::new(),
             roster: Vec::new(),
             joins: Vec::new(),
+            complain_at: Duration::ZERO,
             counts: Counts::default(),
         };
         for (place, group) in agent.policy.groups.clone().into_iter().enumerate() {
@@ -277,7 +281,12 @@ impl Agent {
         if let (Some(recorder), true) = (&mut self.recorder, id.0 >= self.policy.groups.len()) {
             recorder.join(id, &group);
         }
-        if let Err(unmeasured) = self.meter.join(id, &group, now) {
+        let measured = self.meter.join(id, &group, now);
+        // Where one finds no room, many do not.
+        if let Err(unmeasured) = measured
+            && now >= self.complain_at
+        {
+            self.complain_at = now + COMPLAINTS;
             tracing::warn!(group = group.name, "requests and waits are not measured: {unmeasured}");
         }
         self.governor.join(id, &group);
@@ -398,9 +407,8 @@ impl Agent {
         self.memory.fill(&mut self.snapshot);
         if let Some(cluster) = &mut self.cluster {
             cluster.tick(&mut self.snapshot, elapsed);
-            if let Some(standing) = cluster.standing(&self.meter, self.tree.mounts()) {
-                self.actuator.stand(standing);
-            }
+            let (gone, new) = cluster.standing(&self.meter, self.tree.mounts());
+            self.actuator.stand(&gone, new);
         }
         let is_decision = self.decide();
         self.act(now);
@@ -597,7 +605,6 @@ fn online_cpus() -> Result<CpuList> {
     Ok(std::fs::read_to_string(FILE).context(FILE)?.parse()?)
 }
 
-/// Where there is anything to guard.
 /// How long ago a cgroup directory was made: its change time, until something is made in it.
 fn age(directory: &Path) -> Option<Duration> {
     let metadata = std::fs::metadata(directory).ok()?;
@@ -606,6 +613,7 @@ fn age(directory: &Path) -> Option<Duration> {
     (UNIX_EPOCH + since_epoch).elapsed().ok()
 }
 
+/// Where there is anything to guard.
 fn start_guardian(options: &Options) -> Result<Option<Guardian>> {
     let watchdog = options.watchdog.filter(|_| !options.shadow);
     watchdog.map(|watchdog| Guardian::start(&options.cgroup_root, &options.state_dir, watchdog)).transpose()

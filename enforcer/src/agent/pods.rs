@@ -111,13 +111,18 @@ impl Roster {
         self.members.get(uid)
     }
 
+    /// The member that is this group.
+    pub fn member_of(&self, id: GroupId) -> Option<&Member> {
+        self.taken.get(id).and_then(|uid| self.members.get(uid))
+    }
+
     pub fn members(&self) -> impl Iterator<Item = &Member> {
         self.members.values()
     }
 
     /// The pod that is this group.
     pub fn pod(&self, id: GroupId) -> Option<&Pod> {
-        self.taken.get(id).and_then(|uid| self.members.get(uid)).map(|member| &member.pod)
+        self.member_of(id).map(|member| &member.pod)
     }
 
     /// What people are to be told.

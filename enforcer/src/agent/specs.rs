@@ -10,7 +10,7 @@ use super::{
     pods::{Member, Roster},
 };
 use crate::{
-    actuation::Standing,
+    actuation::{Standing, key::Key},
     cgroup::{
         hierarchy::{Hierarchy, Mounts},
         kubepods,
@@ -65,22 +65,24 @@ impl Specs {
         self.due.insert(id);
     }
 
-    /// Everything that is to stand, if anything of it changed.
-    pub fn refresh(&mut self, roster: &Roster, meter: &Meter, mounts: &Mounts) -> Option<Standing> {
-        if self.due.is_empty() {
-            return None;
-        }
+    /// What stood and may stand no longer, and what is to stand now, of groups of which anything changed.
+    pub fn refresh(&mut self, roster: &Roster, meter: &Meter, mounts: &Mounts) -> (Vec<Key>, Standing) {
+        let (mut gone, mut new) = (Vec::new(), Standing::new());
         for id in std::mem::take(&mut self.due) {
-            let member = roster.members().find(|member| member.id == Some(id));
-            match member {
-                Some(member) => {
-                    let standing = self.of(id, member, meter, mounts);
-                    self.by_group.insert(id, standing);
-                }
-                None => drop(self.by_group.remove(&id)),
+            let standing = roster.member_of(id).map(|member| self.of(id, member, meter, mounts));
+            let standing = standing.unwrap_or_default();
+            let old = if standing.is_empty() {
+                self.by_group.remove(&id)
+            } else {
+                self.by_group.insert(id, standing.clone())
+            };
+            let old = old.unwrap_or_default();
+            if old != standing {
+                gone.extend(old.into_keys());
+                new.extend(standing);
             }
         }
-        Some(self.by_group.values().flatten().map(|(key, value)| (key.clone(), value.clone())).collect())
+        (gone, new)
     }
 
     fn of(&self, id: GroupId, member: &Member, meter: &Meter, mounts: &Mounts) -> Standing {
@@ -93,7 +95,7 @@ impl Specs {
             let Ok(inode) = std::fs::metadata(&absolute).map(|metadata| metadata.ino()) else { return };
             let directory =
                 Directory { hierarchy, path: path.to_owned(), inode, group: id, is_top: path == top.path };
-            standing.insert((setting.knob(), absolute), (directory, setting));
+            standing.insert(Key::new(setting.knob(), absolute), (directory, setting));
         };
         let below = meter.below(top);
         let containers: Vec<(&Container, &Path)> = pod

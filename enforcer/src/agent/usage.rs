@@ -13,7 +13,7 @@ use crate::{
     cluster::{
         class::Qos,
         objects::{CgroupPath, HostApplication},
-        usage::{HostUsage, PodUsage, Usage, Used},
+        usage::{HostUsage, PodUsage, TELL, Usage, Used},
     },
     decision::batch::Strategy,
     model::{GroupId, Snapshot},
@@ -23,8 +23,6 @@ use crate::{
 
 /// How often memory is read: the files are many.
 const MEMORY: Duration = Duration::from_secs(10);
-/// How often the cluster is told.
-const TELL: Duration = Duration::from_secs(10);
 /// Peaks are this rank of samples of one second; a single one may be a hiccup.
 const PEAK_WINDOW: Duration = Duration::from_mins(5);
 
@@ -50,7 +48,8 @@ pub struct UsageMeter {
 #[derive(Debug, Default)]
 struct Consumer {
     mean: Mean,
-    memory_bytes: u64,
+    /// When it could last be read. `None`: never.
+    memory_bytes: Option<u64>,
     /// CPU in the last sample.
     last_milli: i64,
 }
@@ -67,6 +66,17 @@ struct Host {
 struct Series {
     mean: Mean,
     samples: Samples,
+}
+
+impl Consumer {
+    /// Takes in what was used since the last sample, and returns the memory as far as it is known. Before that it has no
+    /// mean: others take it to use what it requests, which is better than nothing at all.
+    fn add(&mut self, now: Duration, cpu: Duration, window: Duration) -> u64 {
+        if let Some(memory_bytes) = self.memory_bytes {
+            self.mean.add(now, cpu, memory_bytes, window);
+        }
+        self.memory_bytes.unwrap_or_default()
+    }
 }
 
 impl Series {
@@ -167,9 +177,9 @@ impl UsageMeter {
         self.memory_capacity
     }
 
-    /// Memory of a pod that cannot be reclaimed.
+    /// Memory of a pod that cannot be reclaimed. `None`: not known.
     pub fn memory_of(&self, id: GroupId) -> Option<u64> {
-        self.pods.get(&id).map(|consumer| consumer.memory_bytes)
+        self.pods.get(&id)?.memory_bytes
     }
 
     /// What the whole node used in the last second, and its memory.
@@ -204,20 +214,21 @@ impl UsageMeter {
         let (mut others_cpu, mut others_memory, mut high) = (0.0, 0, (0.0, 0));
         for member in roster.members() {
             let Some(id) = member.id else { continue };
+            let is_new = !self.pods.contains_key(&id);
             let consumer = self.pods.entry(id).or_default();
-            if reads_memory {
+            if reads_memory || is_new {
                 let mut tops = meter.tops_of(id, mounts.cpu_hierarchy()).map(|(directory, _)| directory);
-                consumer.memory_bytes =
-                    tops.next().and_then(|top| memory::unreclaimable(mounts, &top.path)).unwrap_or_default();
+                let read = tops.next().and_then(|top| memory::unreclaimable(mounts, &top.path));
+                consumer.memory_bytes = read.or(consumer.memory_bytes);
             }
             let cpu = self.ran.insert(id, 0.0).unwrap_or_default();
-            consumer.mean.add(now, Duration::from_secs_f64(cpu), consumer.memory_bytes, window);
+            let memory_bytes = consumer.add(now, Duration::from_secs_f64(cpu), window);
             consumer.last_milli = milli(cpu / elapsed.as_secs_f64());
             others_cpu += cpu;
-            others_memory += consumer.memory_bytes;
+            others_memory += memory_bytes;
             if member.pod.is_high_priority() {
                 high.0 += cpu;
-                high.1 += consumer.memory_bytes;
+                high.1 += memory_bytes;
             }
         }
         for host in &mut self.hosts {
@@ -225,11 +236,11 @@ impl UsageMeter {
             let cpu = used.zip(host.cpu).map(|(used, last)| used.saturating_sub(last)).unwrap_or_default();
             host.cpu = used;
             if reads_memory {
-                host.consumer.memory_bytes = memory::unreclaimable(mounts, &host.path).unwrap_or_default();
+                let read = memory::unreclaimable(mounts, &host.path);
+                host.consumer.memory_bytes = read.or(host.consumer.memory_bytes);
             }
-            host.consumer.mean.add(now, cpu, host.consumer.memory_bytes, window);
             others_cpu += cpu.as_secs_f64();
-            others_memory += host.consumer.memory_bytes;
+            others_memory += host.consumer.add(now, cpu, window);
         }
         self.node.add(now, elapsed, node, node_memory, window);
         self.high_priority.add(now, elapsed, high.0, high.1, window);

@@ -4,14 +4,26 @@
 //! containerd, CRI-O, Docker and Podman. A static pod's directory is named by its config hash, which is returned as the
 //! UID. Sources: kubelet `pkg/kubelet/cm/cgroup_manager_linux.go`, containerd and CRI-O `cgroups` packages.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Kubernetes' own `QoS` class, which decides where kubelet puts a pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PodQos {
     Guaranteed,
     Burstable,
     BestEffort,
+}
+
+impl PodQos {
+    /// As the API has it.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "Guaranteed" => Some(Self::Guaranteed),
+            "Burstable" => Some(Self::Burstable),
+            "BestEffort" => Some(Self::BestEffort),
+            _ => None,
+        }
+    }
 }
 
 /// The pod, and below it the container, of a directory.

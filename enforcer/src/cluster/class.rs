@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::protocol::{PRIORITY_CLASS, QOS_CLASS};
+use crate::cgroup::kubepods::PodQos;
 
 /// Quality of service, label `koordinator.sh/qosClass`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -42,32 +43,13 @@ impl Qos {
         let text = labels.get(QOS_CLASS)?;
         Self::ALL.into_iter().find(|class| class.label() == text)
     }
-}
-
-/// Kubernetes' own class, as its API says it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum KubernetesQos {
-    Guaranteed,
-    Burstable,
-    BestEffort,
-}
-
-impl KubernetesQos {
-    pub fn parse(text: &str) -> Option<Self> {
-        match text {
-            "Guaranteed" => Some(Self::Guaranteed),
-            "Burstable" => Some(Self::Burstable),
-            "BestEffort" => Some(Self::BestEffort),
-            _ => None,
-        }
-    }
 
     /// What Koordinator takes a pod without a label for.
-    pub const fn stands_for(self) -> Qos {
-        match self {
-            Self::Guaranteed => Qos::Lsr,
-            Self::Burstable => Qos::Ls,
-            Self::BestEffort => Qos::Be,
+    pub const fn of_kubernetes(class: PodQos) -> Self {
+        match class {
+            PodQos::Guaranteed => Self::Lsr,
+            PodQos::Burstable => Self::Ls,
+            PodQos::BestEffort => Self::Be,
         }
     }
 }

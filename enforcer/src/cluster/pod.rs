@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1 as core;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    class::{KubernetesQos, Priority, Qos, SYSTEM_CRITICAL},
+    class::{Priority, Qos, SYSTEM_CRITICAL},
     objects::{BurstStrategy, MemoryQos},
     protocol::{
         BATCH_CPU, BATCH_MEMORY, CONFIG_HASH, CONFIG_MIRROR, CPU_BURST, EVICTION_ENABLED, EVICTION_POLICY,
@@ -14,7 +14,7 @@ use super::{
     },
     quantity::{self, NoQuantity, Resources},
 };
-use crate::units::Amounts;
+use crate::{cgroup::kubepods::PodQos, units::Amounts};
 
 /// A pod of this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub struct Pod {
     pub name: String,
     /// By label; `None`: no label, or one that nobody knows.
     pub qos: Option<Qos>,
-    pub kubernetes_qos: KubernetesQos,
+    pub kubernetes_qos: PodQos,
     /// By label or band; `None`: none.
     pub priority: Option<Priority>,
     /// `spec.priority`.
@@ -114,7 +114,7 @@ pub enum Error {
 impl Pod {
     /// Quality of service, by label or else by Kubernetes' class.
     pub fn qos_with_default(&self) -> Qos {
-        self.qos.unwrap_or_else(|| self.kubernetes_qos.stands_for())
+        self.qos.unwrap_or_else(|| Qos::of_kubernetes(self.kubernetes_qos))
     }
 
     /// Class of priority, by label or band or else by quality of service.
@@ -134,7 +134,7 @@ impl Pod {
             Some(Qos::Be) => Role::BestEffort,
             Some(Qos::System) => Role::System,
             None if self.priority_value >= SYSTEM_CRITICAL => Role::System,
-            None if self.kubernetes_qos == KubernetesQos::BestEffort => Role::BestEffort,
+            None if self.kubernetes_qos == PodQos::BestEffort => Role::BestEffort,
             Some(Qos::Lse | Qos::Lsr | Qos::Ls) | None => Role::LatencySensitive,
         }
     }
@@ -173,7 +173,7 @@ impl Pod {
             cpu_burst: annotations.get(CPU_BURST).and_then(|text| serde_json::from_str(text).ok()),
             qos: Qos::of_labels(labels),
             kubernetes_qos: status
-                .and_then(|status| KubernetesQos::parse(status.qos_class.as_deref()?))
+                .and_then(|status| PodQos::parse(status.qos_class.as_deref()?))
                 .unwrap_or_else(|| kubernetes_qos(spec)),
             priority: Priority::of(labels, spec.priority),
             priority_value: spec.priority.unwrap_or_default(),
@@ -251,7 +251,7 @@ fn scheduled(
 }
 
 /// The class that the API server will give it, for one that has no status yet.
-fn kubernetes_qos(spec: &core::PodSpec) -> KubernetesQos {
+fn kubernetes_qos(spec: &core::PodSpec) -> PodQos {
     let all = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
     let of = |container: &core::Container, limits: bool, name: &str| {
         let resources = container.resources.as_ref()?;
@@ -269,11 +269,11 @@ fn kubernetes_qos(spec: &core::PodSpec) -> KubernetesQos {
         })
     };
     if all().all(asks_nothing) {
-        KubernetesQos::BestEffort
+        PodQos::BestEffort
     } else if all().all(is_equal) {
-        KubernetesQos::Guaranteed
+        PodQos::Guaranteed
     } else {
-        KubernetesQos::Burstable
+        PodQos::Burstable
     }
 }
 

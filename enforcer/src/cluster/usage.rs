@@ -13,6 +13,9 @@ use super::{
 };
 use crate::{signal::usage::Percentiles, units::Amounts};
 
+/// How often an agent tells of it. What the API server is told of that is for the writer to decide.
+pub const TELL: Duration = Duration::from_secs(10);
+
 /// Means over the strategy's window, percentiles over its longer ones.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Usage {

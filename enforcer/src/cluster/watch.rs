@@ -24,6 +24,9 @@ use super::{
 };
 use crate::policy::Mode;
 
+/// Pods that are asked for at a time.
+const PAGE: u32 = 50;
+
 /// One thing that was seen.
 #[derive(Debug)]
 pub enum Seen {
@@ -56,7 +59,9 @@ pub fn start(client: &Client, options: &Options, to_loop: ToLoop) -> UnboundedRe
 }
 
 async fn pods(api: Api<core::Pod>, selector: String, (to, to_loop): (UnboundedSender<Seen>, ToLoop)) {
-    let stream = watcher(api, watcher::Config::default().fields(&selector)).backoff(Retry::default());
+    // In small pages: memory that the first list takes is kept for good.
+    let config = watcher::Config::default().fields(&selector).page_size(PAGE);
+    let stream = watcher(api, config).backoff(Retry::default());
     let mut stream = pin!(stream);
     let mut all = BTreeSet::new();
     let mut complaints = Complaints::new("pods");
