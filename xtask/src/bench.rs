@@ -11,7 +11,7 @@ use enforcer_rig::{
 use rustix::process::Signal;
 
 use crate::{
-    build,
+    build, cluster,
     programs::{self, cargo, is_root, root},
 };
 
@@ -76,6 +76,36 @@ enum What {
         #[arg(long, default_value_t = 10)]
         minutes: u32,
     },
+    /// CPU and memory of the agent on a node of a cluster: with 80 idle pods, and with 500 of which some come and go.
+    Node {
+        #[command(flatten)]
+        output: Output,
+        /// How long to watch it in each case.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
+    /// What up to 1,000 agents ask of one API server, and how soon it answers.
+    Cluster {
+        #[command(flatten)]
+        output: Output,
+        /// Numbers of agents.
+        #[arg(long, default_value = "0,100,300,1000")]
+        agents: String,
+        /// How long to watch each number of them.
+        #[arg(long, default_value_t = 120)]
+        seconds: u32,
+    },
+    /// How long a pod waits for the webhook, on one core.
+    Webhook {
+        #[command(flatten)]
+        output: Output,
+        /// Admissions per second.
+        #[arg(long, default_value_t = 500)]
+        rate: u32,
+        /// How long.
+        #[arg(long, default_value_t = 30)]
+        seconds: u32,
+    },
     /// What LS and BE get side by side: under enforcer, stock and equal weights, static quotas and Koordinator's rule.
     ///
     /// `--help` tells the options once it is built.
@@ -120,6 +150,19 @@ pub fn run(args: &Args) -> Result<()> {
             (output, figures(&["latency", "--windows", &windows, "--rounds", &rounds])?)
         }
         What::Rest { output, minutes } => (output, figures(&["rest", "--minutes", &minutes.to_string()])?),
+        What::Node { output, seconds } => {
+            (output, cluster::with(|| figures(&["node", "--seconds", &seconds.to_string()]))?)
+        }
+        What::Cluster { output, agents, seconds } => {
+            let seconds = seconds.to_string();
+            let arguments = ["cluster", "--agents", agents, "--seconds", &seconds];
+            (output, cluster::with(|| figures(&arguments))?)
+        }
+        What::Webhook { output, rate, seconds } => {
+            let (rate, seconds) = (rate.to_string(), seconds.to_string());
+            let arguments = ["webhook", "--rate", &rate, "--seconds", &seconds];
+            (output, cluster::with(|| figures(&arguments))?)
+        }
         What::Loop { options } => {
             let mut bench = bench()?;
             return wait_for(Process::start(NAME, bench.arg("loop").args(options))?);

@@ -2,13 +2,17 @@
 
 mod accounts;
 mod agent;
+mod cluster;
 mod compared;
 mod koordinator;
 mod latency;
 mod r#loop;
+mod node;
+mod objects;
 mod probe;
 mod reaction;
 mod rest;
+mod webhook;
 
 use std::process::ExitCode;
 
@@ -24,6 +28,12 @@ enum Benchmark {
     Probe(probe::Args),
     /// CPU and memory of the agent with idle groups.
     Agent(agent::Args),
+    /// CPU and memory of the agent on a node of a cluster, with idle pods and with pods that come and go.
+    Node(node::Args),
+    /// What many agents ask of one API server.
+    Cluster(cluster::Args),
+    /// How long a pod waits to be mutated.
+    Webhook(webhook::Args),
     /// From the onset of trouble to the limit in force.
     Reaction(reaction::Args),
     /// Latency in the kernel beside the client's, and what measuring it costs.
@@ -42,6 +52,9 @@ fn run(benchmark: Benchmark) -> Result<()> {
     let json = match benchmark {
         Benchmark::Probe(args) => probe::run(&args)?,
         Benchmark::Agent(args) => agent::run(&args)?,
+        Benchmark::Node(args) => node::run(&args)?,
+        Benchmark::Cluster(args) => cluster::run(&args)?,
+        Benchmark::Webhook(args) => webhook::run(&args)?,
         Benchmark::Reaction(args) => reaction::run(&args)?,
         Benchmark::Latency(args) => latency::run(&args)?,
         Benchmark::Rest(args) => rest::run(&args)?,

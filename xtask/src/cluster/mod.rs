@@ -6,6 +6,7 @@
 
 mod binaries;
 mod control_plane;
+mod demo;
 mod down;
 mod ground;
 mod images;
@@ -32,6 +33,8 @@ pub enum Command {
     Down,
     /// Bring it up, run the tests that need it, take it down.
     Test(test::Args),
+    /// Show the whole story: the chart, a latency-sensitive pod, and Spark on what the agent lends, with and without the agent.
+    Demo(demo::Args),
     /// Run kubectl as the cluster's administrator.
     #[command(disable_help_flag = true)]
     Kubectl {
@@ -55,9 +58,20 @@ pub fn run(command: &Command) -> Result<()> {
         Command::Up(release) => up::run(release.kubernetes),
         Command::Down => down::run(),
         Command::Test(args) => test::run(args),
+        Command::Demo(args) => demo::run(args),
         Command::Kubectl { arguments } => kubectl(arguments),
         Command::Status => status::run(),
     }
+}
+
+/// Does something that needs a cluster. One that is up is used and left up; otherwise one is brought up and taken down.
+pub fn with<T>(what: impl FnOnce() -> Result<T>) -> Result<T> {
+    let is_ours = up::bring_up(Kubernetes::default())?;
+    let done = what();
+    if is_ours {
+        down::run()?;
+    }
+    done
 }
 
 /// Becomes kubectl, so that everything about it is kubectl's, its exit status included.
