@@ -2,3 +2,4 @@
 
 pub mod agent;
 pub mod needs;
+pub mod queries;

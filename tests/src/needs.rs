@@ -48,6 +48,7 @@ pub enum Need {
     Cluster,
     /// The container image.
     Image,
+    Prometheus,
 }
 
 impl Need {
@@ -85,6 +86,9 @@ impl Need {
             Self::Psi => (Path::new("/proc/pressure/memory").exists(), "no PSI: boot with psi=1"),
             Self::Cluster => (Cluster::running().is_ok(), "no cluster is up: run `cargo xtask cluster test`"),
             Self::Image => (image().exists(), "no image: run `cargo xtask image` first"),
+            Self::Prometheus => {
+                (installed("prometheus").is_ok(), "no prometheus: install Debian's package of that name")
+            }
             Self::LittleMemory => (has_little_memory(), "more memory than a test should fill"),
         };
         (!is_met).then_some(why)

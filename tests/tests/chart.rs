@@ -12,7 +12,10 @@ use std::{
 };
 
 use enforcer::policy::{Policy, slo_of_annotation};
-use enforcer_tests::agent::enforcer;
+use enforcer_tests::{
+    agent::enforcer,
+    queries::{self, Query, metrics_in},
+};
 use serde_json::Value;
 
 const CHART: &str = "daemonset/chart/enforcer";
@@ -41,14 +44,6 @@ fn of_kind<'a>(objects: &'a [Value], kinds: &'a [&str]) -> impl Iterator<Item = 
     objects.iter().filter(|object| kinds.contains(&object["kind"].as_str().unwrap()))
 }
 
-/// Everything in a text that looks like a metric of enforcer's.
-fn metrics_in(text: &str) -> BTreeSet<&str> {
-    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    text.split(|c| !is_part(c))
-        .filter(|word| word.starts_with("enforcer_") || word.starts_with("process_"))
-        .collect()
-}
-
 /// Names in the sources of whatever makes metrics, with the type of each.
 fn metrics_made() -> BTreeMap<String, bool> {
     let mut text = read("enforcer/src/report/metrics.rs");
@@ -64,35 +59,11 @@ fn metrics_made() -> BTreeMap<String, bool> {
     quoted.iter().filter(is_metric).map(|name| ((*name).to_owned(), histograms.contains(name))).collect()
 }
 
-/// Expressions of the dashboard and of the alerts.
-fn queries() -> Vec<(&'static str, String)> {
-    fn collect(value: &Value, found: &mut Vec<String>) {
-        match value {
-            Value::Object(map) => {
-                found.extend(map.get("expr").and_then(Value::as_str).map(str::to_owned));
-                found.extend(map.get("query").and_then(Value::as_str).map(str::to_owned));
-                map.values().for_each(|value| collect(value, found));
-            }
-            Value::Array(all) => all.iter().for_each(|value| collect(value, found)),
-            _ => {}
-        }
-    }
-    let mut all = Vec::new();
-    for (name, at_least) in [("dashboard.json", 40), ("alerts.yaml", 10)] {
-        let mut found = Vec::new();
-        // JSON is YAML.
-        collect(&yaml(&read(&format!("{CHART}/files/{name}"))), &mut found);
-        assert!(found.len() >= at_least, "{name} has {} queries only", found.len());
-        all.extend(found.into_iter().map(|query| (name, query)));
-    }
-    all
-}
-
 #[test]
 fn dashboard_and_alerts_name_only_metrics_that_there_are() {
     let made = metrics_made();
-    for (file, query) in queries() {
-        for name in metrics_in(&query) {
+    for Query { file, text } in queries::all().unwrap() {
+        for name in metrics_in(&text) {
             let is_there = match made.get(name) {
                 // A histogram has no series of its own name.
                 Some(is_histogram) => !is_histogram,
@@ -100,7 +71,7 @@ fn dashboard_and_alerts_name_only_metrics_that_there_are() {
                     name.strip_suffix(suffix).is_some_and(|name| made.get(name) == Some(&true))
                 }),
             };
-            assert!(is_there, "{file} asks for {name}, which is no metric: {query}");
+            assert!(is_there, "{file} asks for {name}, which is no metric: {text}");
         }
     }
 }

@@ -34,12 +34,14 @@ pub const SERVER_PACKAGES: [Package; 6] = [
 ];
 
 /// For `cargo xtask cluster`, beside what it builds itself.
-pub const NODE_PACKAGES: [Package; 4] = [
+pub const NODE_PACKAGES: [Package; 5] = [
     Package { name: "containerd", program: "containerd" },
     Package { name: "runc", program: "runc" },
     // No place on the PATH.
     Package { name: "containernetworking-plugins", program: "/usr/lib/cni/bridge" },
     Package { name: "iproute2", program: "ip" },
+    // For its tests.
+    Package { name: "prometheus", program: "prometheus" },
 ];
 
 /// All of it.

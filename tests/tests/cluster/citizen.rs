@@ -1,23 +1,16 @@
 //! An agent that knows its pods, with the rights that ship and no others.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use enforcer_rig::cluster::Cluster;
 use enforcer_tests::agent::{Agent, Files};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::pod::wait_for;
 
-/// What the chart installs.
-pub const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../daemonset/enforcer.yaml");
-const NAMESPACE: &str = "koordinator-system";
 /// What the agent does for a node without a policy of its own; most tests ask for this.
 pub const STANDALONE: &str = "kubernetes:\n  slo: { runQueueWait: { p99: 2ms } }\n";
-/// Lends more than there is, so that what else runs on the machine makes no difference.
-pub const GENEROUS: &str =
-    r#"{"enable":true,"cpuReclaimThresholdPercent":300,"memoryReclaimThresholdPercent":90}"#;
-
 /// An agent on the cluster's node, and what was installed for it. The settings go when it is dropped.
 pub struct Citizen<'a> {
     pub cluster: &'a Cluster,
@@ -28,14 +21,9 @@ pub struct Citizen<'a> {
 impl<'a> Citizen<'a> {
     /// Installs what the chart installs, without its workloads, and starts an agent as the chart's service account.
     pub fn start(cluster: &'a Cluster, name: &str, policy: &str, strategy: &str) -> Result<Self> {
-        install(cluster)?;
-        configure(cluster, &[("colocation-config", strategy)])?;
-        Self::start_against(
-            cluster,
-            name,
-            policy,
-            &cluster.kubeconfig_of("enforcer-system", "enforcer-agent")?,
-        )
+        cluster.install()?;
+        cluster.configure(&[("colocation-config", strategy)])?;
+        Self::start_against(cluster, name, policy, &cluster.agents_kubeconfig()?)
     }
 
     /// The same with an API server, or whatever stands before it, that is reached by this kubeconfig.
@@ -90,41 +78,10 @@ impl Drop for Citizen<'_> {
     }
 }
 
-/// What the chart makes, but for what runs.
-pub fn install(cluster: &Cluster) -> Result<()> {
-    let text = fs::read_to_string(MANIFESTS).with_context(|| format!("cannot read {MANIFESTS}"))?;
-    let runs = [
-        "DaemonSet",
-        "Deployment",
-        "Service",
-        "MutatingWebhookConfiguration",
-        "ValidatingWebhookConfiguration",
-    ];
-    let is_still =
-        |object: &&str| !runs.iter().any(|kind| object.lines().any(|line| line == format!("kind: {kind}")));
-    let objects: Vec<&str> = text.split("\n---\n").filter(is_still).collect();
-    cluster.apply_yaml(&objects.join("\n---\n"))
-}
-
-/// Sets keys of the `ConfigMap` that Koordinator's settings are in, and no others.
-pub fn configure(cluster: &Cluster, keys: &[(&str, &str)]) -> Result<()> {
-    let data: serde_json::Map<String, Value> =
-        keys.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
-    cluster.apply(&json!({
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": { "name": "slo-controller-config", "namespace": NAMESPACE },
-        "data": data,
-    }))
-}
-
 /// Events and settings of one test must not be taken for another's.
 fn forget(cluster: &Cluster) -> Result<()> {
-    cluster.ask(&["delete", "configmap", "slo-controller-config", "-n", NAMESPACE, "--ignore-not-found"])?;
-    // What an agent that is gone had lent.
-    let nothing =
-        json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": cluster.node }, "status": {} });
-    cluster.apply_server_side(&nothing, "enforcer", &["--subresource=status"])?;
+    cluster.unconfigure()?;
+    cluster.take_back()?;
     for namespace in ["default", "kube-system"] {
         cluster.ask(&["delete", "events", "--all", "-n", namespace])?;
     }

@@ -1,13 +1,16 @@
 //! The agent as people run it: the chart's `DaemonSet` under kubelet, from the image, with the capabilities that it is given.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use enforcer_rig::cluster::Cluster;
+use enforcer_rig::cluster::{
+    Cluster,
+    install::{self, GENEROUS},
+};
 use enforcer_tests::needs::image;
 use serde_json::Value;
 
-use crate::{citizen, pod::wait_for};
+use crate::pod::wait_for;
 
 const NAMESPACE: &str = "enforcer-system";
 
@@ -16,9 +19,9 @@ pub fn runs() -> Result<()> {
     let cluster = Cluster::running()?;
     let output = cluster.import(&image())?.output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    citizen::install(&cluster)?;
-    citizen::configure(&cluster, &[("colocation-config", citizen::GENEROUS)])?;
-    cluster.apply_yaml(&daemon_set()?)?;
+    cluster.install()?;
+    cluster.configure(&[("colocation-config", GENEROUS)])?;
+    cluster.apply_yaml(&install::objects("agent", &["DaemonSet"])?)?;
     let outcome = look(&cluster);
     cluster.ask(&["delete", "daemonset", "enforcer-agent", "-n", NAMESPACE, "--timeout=60s"])?;
     wait_for("the agent's pod is gone", || Ok(pods(&cluster)?.is_empty()))?;
@@ -64,10 +67,4 @@ fn pods(cluster: &Cluster) -> Result<Vec<Value>> {
     let all =
         cluster.ask_json(&["get", "pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=agent"])?;
     Ok(all["items"].as_array().cloned().unwrap_or_default())
-}
-
-fn daemon_set() -> Result<String> {
-    let text = fs::read_to_string(citizen::MANIFESTS).context("no plain YAML of the chart")?;
-    let found = text.split("\n---\n").find(|object| object.lines().any(|line| line == "kind: DaemonSet"));
-    Ok(found.context("no DaemonSet among the manifests")?.to_owned())
 }

@@ -1,11 +1,11 @@
 //! Evictions: by Koordinator's thresholds, through the Eviction API, with budgets honoured.
 
 use anyhow::{Context as _, Result, ensure};
-use enforcer_rig::cluster::Cluster;
+use enforcer_rig::cluster::{Cluster, install::GENEROUS};
 use serde_json::json;
 
 use crate::{
-    citizen::{Citizen, GENEROUS, STANDALONE, configure},
+    citizen::{Citizen, STANDALONE},
     pod::{Pod, Spec, wait_for},
 };
 
@@ -37,7 +37,7 @@ pub fn budgets_are_honoured() -> Result<()> {
     wait_for("the budget has seen its pod", || {
         Ok(cluster.ask_json(&["get", "pdb", "protected"])?["status"]["currentHealthy"] == 1)
     })?;
-    configure(&cluster, &[("colocation-config", GENEROUS), ("resource-threshold-config", FULL)])?;
+    cluster.configure(&[("colocation-config", GENEROUS), ("resource-threshold-config", FULL)])?;
     let refused = citizen.event("BatchEvictionRefused", "protected");
     let deleted = pod.look()?["metadata"]["deletionTimestamp"].is_string();
     cluster.ask(&["delete", "pdb", "protected"])?;
@@ -53,7 +53,7 @@ pub fn dry_run() -> Result<()> {
     let policy = format!("{STANDALONE}  eviction: dryRun\n");
     let citizen = Citizen::start(&cluster, "dry-run", &policy, GENEROUS)?;
     let pod = batch_pod(&cluster, &citizen, "spared")?;
-    configure(&cluster, &[("colocation-config", GENEROUS), ("resource-threshold-config", FULL)])?;
+    cluster.configure(&[("colocation-config", GENEROUS), ("resource-threshold-config", FULL)])?;
     println!("{}", citizen.event("BatchWouldBeEvicted", "spared")?);
     ensure!(pod.look()?["metadata"]["deletionTimestamp"].is_null(), "evicted");
     Ok(())

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use enforcer::cgroup::kubepods::PodQos;
-use enforcer_rig::cluster::Cluster;
+use enforcer_rig::cluster::{Cluster, install::GENEROUS};
 use enforcer_tests::agent::Files;
 
 use crate::{
-    citizen::{Citizen, GENEROUS, configure, install},
+    citizen::Citizen,
     pod::Pod,
     proxy::{Fault, Proxy},
     squeezing::{Hurt, QUOTA_ONLY},
@@ -19,13 +19,17 @@ const RECOVERY: Duration = Duration::from_secs(6);
 /// Memory may go up and down by so much, in bytes.
 const FLAT: u64 = 8 << 20;
 
-/// `ENFORCER_TEST_FAULT_SECONDS` of each fault, 10 if that is not set.
+/// What is no outage of minutes in practice lasts no longer than so many seconds here.
+const OTHERS: u64 = 30;
+
+/// BE is held back, and pods are known for what they are, whatever the API server does: `ENFORCER_TEST_FAULT_SECONDS` of
+/// silence, 10 if that is not set, and other faults.
 pub fn enforcement_goes_on() -> Result<()> {
     let cluster = Cluster::running()?;
     let seconds: u64 =
         std::env::var("ENFORCER_TEST_FAULT_SECONDS").ok().and_then(|n| n.parse().ok()).unwrap_or(10);
-    install(&cluster)?;
-    configure(&cluster, &[("colocation-config", GENEROUS)])?;
+    cluster.install()?;
+    cluster.configure(&[("colocation-config", GENEROUS)])?;
     let (proxy, files) = (Proxy::start(&cluster)?, Files::new("proxy")?);
     let kubeconfig = files.path().join("kubeconfig");
     proxy.kubeconfig(&cluster, &kubeconfig)?;
@@ -45,6 +49,7 @@ pub fn enforcement_goes_on() -> Result<()> {
         Fault::CutsWatches,
     ];
     for (place, fault) in faults.into_iter().enumerate() {
+        let seconds = if fault == Fault::Down { seconds } else { seconds.min(OTHERS) };
         proxy.take_counts();
         proxy.set(fault);
         // Asked for past the proxy, and unknown to the agent until it recovers.

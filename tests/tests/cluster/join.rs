@@ -4,11 +4,11 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use enforcer::cgroup::kubepods::PodQos;
-use enforcer_rig::cluster::Cluster;
+use enforcer_rig::cluster::{Cluster, install::GENEROUS};
 use serde_json::{Value, json};
 
 use crate::{
-    citizen::{Citizen, GENEROUS, STANDALONE},
+    citizen::{Citizen, STANDALONE},
     pod::{Pod, Spec, wait_for},
 };
 

@@ -9,14 +9,14 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use enforcer_rig::{
-    cluster::Cluster,
+    cluster::{Cluster, install::GENEROUS},
     process::{Process, built, exec_in},
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::{
-    citizen::{Citizen, GENEROUS, STANDALONE, configure},
+    citizen::{Citizen, STANDALONE},
     pod::wait_for,
 };
 
@@ -52,7 +52,7 @@ pub fn offered_and_taken_back() -> Result<()> {
     );
     println!("lent: {} thousandths of a core, {} bytes", cpu.unwrap_or_default(), memory.unwrap_or_default());
 
-    configure(&cluster, &[("colocation-config", r#"{"enable":false}"#)])?;
+    cluster.configure(&[("colocation-config", r#"{"enable":false}"#)])?;
     wait_for("nothing is offered any more", || {
         Ok(citizen.offered(CPU)?.is_none() && citizen.offered(MEMORY)?.is_none())
     })
@@ -65,7 +65,7 @@ pub fn broken_settings() -> Result<()> {
     let citizen = Citizen::start(&cluster, "broken", STANDALONE, GENEROUS)?;
     wait_for("the node offers batch resources", || Ok(citizen.offered(CPU)?.is_some_and(|cpu| cpu > 0)))?;
     let before = citizen.offered(CPU)?;
-    configure(&cluster, &[("colocation-config", r#"{"enable": tru"#)])?;
+    cluster.configure(&[("colocation-config", r#"{"enable": tru"#)])?;
     let text = citizen.event("InvalidConfig", &cluster.node)?;
     ensure!(text.contains("colocation-config") && text.contains("stays"), "{text}");
     println!("{text}");

@@ -9,11 +9,14 @@ mod join;
 mod lending;
 mod node;
 mod pod;
+mod prometheus;
 mod proxy;
+mod scheduling;
 mod squeezing;
+mod webhook;
 
 use enforcer_tests::needs::{
-    Need::{Cluster, Image},
+    Need::{Cluster, Curl, Image, Prometheus},
     trial,
 };
 use libtest_mimic::Arguments;
@@ -39,9 +42,17 @@ fn main() {
         trial("uninstalling_takes_back_what_was_lent", &[Cluster], lending::remove_all),
         trial("pods_are_joined_to_their_cgroups_within_a_second", &[Cluster], join::within_a_second),
         trial("specs_of_batch_pods_are_in_force", &[Cluster], join::specs_are_in_force),
+        trial("batch_pods_are_bound_to_what_is_lent", &[Cluster], scheduling::by_what_is_lent),
+        trial("the_tutorials_pods_become_batch_pods", &[Cluster, Image], webhook::tutorial),
+        trial("a_killed_webhook_comes_back_by_itself", &[Cluster, Image, Curl], webhook::recovers),
         trial("a_squeeze_and_its_end_are_seen_by_kubectl", &[Cluster], squeezing::seen_by_kubectl),
         trial("squeezes_go_on_through_restarts_of_daemons", &[Cluster], squeezing::through_restarts),
         trial("enforcement_goes_on_while_the_api_server_misbehaves", &[Cluster], faults::enforcement_goes_on),
+        trial(
+            "queries_of_dashboard_and_alerts_find_their_metrics",
+            &[Cluster, Image, Curl, Prometheus],
+            prometheus::queries,
+        ),
         trial("evictions_honour_budgets", &[Cluster], evicting::budgets_are_honoured),
         trial("the_charts_daemon_set_runs_under_kubelet", &[Cluster, Image], daemon_set::runs),
         trial("a_dry_run_evicts_nobody", &[Cluster], evicting::dry_run),

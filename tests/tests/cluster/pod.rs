@@ -52,6 +52,11 @@ impl Spec {
         }
     }
 
+    /// Where kubelet puts it.
+    pub const fn qos(&self) -> PodQos {
+        self.qos
+    }
+
     /// Koordinator's BE on batch resources. The class needs what the chart installs.
     pub fn batch(resources: Value) -> Self {
         let spec = Self::of(PodQos::BestEffort, resources);

@@ -5,13 +5,13 @@ use std::{process::Stdio, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use enforcer::policy::Class;
 use enforcer_rig::{
-    cluster::Cluster,
+    cluster::{Cluster, install::GENEROUS},
     process::{Process, workload},
 };
 use serde_json::json;
 
 use crate::{
-    citizen::{Citizen, GENEROUS},
+    citizen::Citizen,
     pod::{Pod, Spec, wait_for},
 };
 
@@ -29,7 +29,7 @@ pub struct Hurt<'a> {
 }
 
 impl<'a> Hurt<'a> {
-    fn begin(cluster: &'a Cluster, name: &str) -> Result<Self> {
+    pub fn begin(cluster: &'a Cluster, name: &str) -> Result<Self> {
         Self::of(Citizen::start(cluster, name, QUOTA_ONLY, GENEROUS)?, name)
     }
 

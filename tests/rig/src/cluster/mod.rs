@@ -6,6 +6,7 @@
 pub mod cgroups;
 pub mod daemon;
 pub mod image;
+pub mod install;
 pub mod kubeconfig;
 mod kubectl;
 mod service;

@@ -45,6 +45,29 @@ impl Cluster {
         self.start(name, &program, &arguments)
     }
 
+    /// Ends a daemon without asking, and starts it again. The running cluster's record is kept right.
+    ///
+    /// # Errors
+    /// Where it cannot be ended or started.
+    pub fn crash(&mut self, name: &str) -> Result<()> {
+        let Daemon { program, arguments, .. } = {
+            let daemon = self.daemon(name)?;
+            daemon.kill()?;
+            daemon.clone()
+        };
+        self.start(name, &program, &arguments)
+    }
+
+    /// Asks a daemon to end, and forgets it.
+    ///
+    /// # Errors
+    /// Where there is no such daemon, or it does not end.
+    pub fn stop(&mut self, name: &str) -> Result<()> {
+        self.daemon(name)?.terminate()?;
+        self.daemons.retain(|daemon| daemon.name != name);
+        self.record()
+    }
+
     /// One of `etcd`, `kube-apiserver`, `kube-controller-manager`, `kube-scheduler`, `containerd` and `kubelet`.
     ///
     /// # Errors
