@@ -44,6 +44,9 @@ impl fmt::Display for Kubernetes {
 /// Older ones, such as Debian's, cannot stream lists, which some clients need.
 pub const ETCD: &str = "3.6.8";
 
+/// What answers for names of services.
+const COREDNS: &str = "1.14.7";
+
 /// The last of Helm 3, which every chart's reader has.
 const HELM: &str = "3.22.0";
 /// The Kubernetes that Helm takes a cluster for when it is asked about none: that of its own client library.
@@ -65,6 +68,7 @@ pub struct NoGo {
 pub enum Module {
     Kubernetes(Kubernetes),
     Etcd,
+    CoreDns,
     Helm,
 }
 
@@ -73,6 +77,7 @@ impl Module {
         match self {
             Self::Kubernetes(release) => release.version(),
             Self::Etcd => ETCD,
+            Self::CoreDns => COREDNS,
             Self::Helm => HELM,
         }
     }
@@ -81,6 +86,7 @@ impl Module {
         match self {
             Self::Kubernetes(_) => "kubernetes",
             Self::Etcd => "etcd",
+            Self::CoreDns => "coredns",
             Self::Helm => "helm",
         }
     }
@@ -90,6 +96,7 @@ impl Module {
         match self {
             Self::Kubernetes(_) => "k8s.io/kubernetes",
             Self::Etcd => "go.etcd.io/etcd/server/v3",
+            Self::CoreDns => "github.com/coredns/coredns",
             Self::Helm => "helm.sh/helm/v3",
         }
     }
@@ -98,7 +105,7 @@ impl Module {
     fn package(self, program: &str) -> String {
         match self {
             Self::Kubernetes(_) | Self::Helm => format!("{}/cmd/{program}", self.path()),
-            Self::Etcd => self.path().to_owned(),
+            Self::Etcd | Self::CoreDns => self.path().to_owned(),
         }
     }
 
@@ -115,7 +122,7 @@ impl Module {
                 set(&format!("{base}.gitVersion"), &format!("v{version}"));
                 set("k8s.io/client-go/pkg/version.gitVersion", &format!("v{version}"));
             }
-            Self::Etcd => {}
+            Self::Etcd | Self::CoreDns => {}
             Self::Helm => {
                 let path = self.path();
                 set(&format!("{path}/internal/version.version"), &format!("v{HELM}"));

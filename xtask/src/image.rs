@@ -25,18 +25,34 @@ pub struct Args {
     #[arg(long, default_value = NAME, value_name = "NAME")]
     name: String,
     /// Where to write it.
-    #[arg(long, default_value = "target/image/enforcer.tar", value_name = "FILE")]
+    #[arg(long, default_value = OUTPUT, value_name = "FILE")]
     output: PathBuf,
 }
 
 /// The chart's `image.repository`. It has a domain, or container runtimes would put a registry's before it, and is nobody's
 /// registry: it has to be brought to the nodes.
 const NAME: &str = "enforcer.dev/enforcer";
+const OUTPUT: &str = "target/image/enforcer.tar";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Nodes fetch it one after the other while they are updated.
 const LARGEST: u64 = 30 << 20;
 
+/// With what the chart expects.
+impl Default for Args {
+    fn default() -> Self {
+        Self { name: NAME.to_owned(), output: OUTPUT.into() }
+    }
+}
+
 pub fn run(args: &Args) -> Result<()> {
+    make(args)?;
+    let sudo = if is_root() { "" } else { "sudo " };
+    println!("on a node: {sudo}ctr -n k8s.io images import {}", args.output.display());
+    Ok(())
+}
+
+/// Makes it, and returns where it is.
+pub fn make(args: &Args) -> Result<PathBuf> {
     let program = build::image_agent()?;
     let program = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
     let name = with_tag(&args.name);
@@ -48,10 +64,8 @@ pub fn run(args: &Args) -> Result<()> {
     fs::write(&output, &archive).with_context(|| format!("cannot write {}", output.display()))?;
     let size = archive.len() as u64;
     println!("{}: {name}, {:.1} MiB", output.display(), size as f64 / f64::from(1 << 20));
-    let sudo = if is_root() { "" } else { "sudo " };
-    println!("on a node: {sudo}ctr -n k8s.io images import {}", args.output.display());
     ensure!(size <= LARGEST, "an image of more than {} MiB is too large", LARGEST >> 20);
-    Ok(())
+    Ok(output)
 }
 
 fn with_tag(name: &str) -> String {

@@ -21,10 +21,11 @@ pub struct Args {
     check: bool,
 }
 
-const CHART: &str = "daemonset/chart/enforcer";
+/// Below the project's root.
+pub const CHART: &str = "daemonset/chart/enforcer";
 const RENDERED: &str = "daemonset/enforcer.yaml";
 /// Of everything in it.
-const NAMESPACE: &str = "enforcer-system";
+pub const NAMESPACE: &str = "enforcer-system";
 const HEAD: &str = "\
 # enforcer with the chart's default values. Generated: change daemonset/chart/enforcer, then run `cargo xtask manifests`.
 #
@@ -80,7 +81,7 @@ fn value_files(chart: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Helm 3 of the very version: that of the PATH, else one that is built.
-fn helm() -> Result<PathBuf> {
+pub fn helm() -> Result<PathBuf> {
     let version = format!("v{}", Module::Helm.version());
     // One that cannot tell is none that can be used.
     let found = run_quietly(Command::new("helm").args(["version", "--template", "{{.Version}}"]));

@@ -106,8 +106,7 @@ impl Agent {
     /// # Errors
     /// Where it does not answer.
     pub fn text(&self, path: &str) -> Result<String> {
-        let answer = minreq::get(format!("http://{}{path}", self.address)).with_timeout(5).send();
-        Ok(answer.context("the agent does not answer")?.as_str()?.to_owned())
+        served(self.address, path)
     }
 
     /// Ends it; it must leave no limit on `be`.
@@ -130,6 +129,15 @@ impl Drop for Agent {
         // Killed by the process's own destructor if it does not; its guardian then restores.
         self.process.terminate(Duration::from_secs(5)).ok();
     }
+}
+
+/// What an agent serves at this address under `path`, as text.
+///
+/// # Errors
+/// Where it does not answer.
+pub fn served(address: SocketAddr, path: &str) -> Result<String> {
+    let answer = minreq::get(format!("http://{address}{path}")).with_timeout(5).send();
+    Ok(answer.context("the agent does not answer")?.as_str()?.to_owned())
 }
 
 /// Waits for something, but not for ever.

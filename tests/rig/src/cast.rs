@@ -54,7 +54,14 @@ pub fn antagonist(kind: Antagonist, group: &Group, further: &[&Path], work: &Pat
 /// # Errors
 /// Where it does not start.
 pub fn client(to: SocketAddr, load: &Load) -> Result<Process> {
-    let mut command = workload()?;
+    client_by(workload()?, to, load)
+}
+
+/// The same by a `workload` command of one's own.
+///
+/// # Errors
+/// Where it does not start.
+pub fn client_by(mut command: Command, to: SocketAddr, load: &Load) -> Result<Process> {
     command.args(["load", "--real-time", "--to", &to.to_string()]);
     let mut number = |name: &str, value: f64| {
         command.args([name, &value.to_string()]);

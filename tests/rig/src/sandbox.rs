@@ -233,13 +233,7 @@ impl Group {
     /// # Errors
     /// Where there is no v2 directory.
     pub fn cpu_time(&self) -> Result<Duration> {
-        let path = self.v2_directory().context("no v2 hierarchy to read CPU time from")?.join("cpu.stat");
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let usec = text
-            .lines()
-            .find_map(|line| line.strip_prefix("usage_usec "))
-            .context("cpu.stat has no usage_usec")?;
-        Ok(Duration::from_micros(usec.parse()?))
+        cpu_time(&self.v2_directory().context("no v2 hierarchy to read CPU time from")?)
     }
 
     /// Sum of the kernel's run-queue delays of the group's threads, from schedstat.
@@ -279,6 +273,20 @@ impl Drop for Sandbox {
             remove(&mount.join(&self.name));
         }
     }
+}
+
+/// CPU time that a directory in the v2 hierarchy has used so far, by the kernel's own account.
+///
+/// # Errors
+/// Where there is no such directory.
+pub fn cpu_time(directory: &Path) -> Result<Duration> {
+    let path = directory.join("cpu.stat");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let usec = text
+        .lines()
+        .find_map(|line| line.strip_prefix("usage_usec "))
+        .context("cpu.stat has no usage_usec")?;
+    Ok(Duration::from_micros(usec.parse()?))
 }
 
 pub(crate) fn make(directory: &Path) -> Result<()> {

@@ -16,6 +16,8 @@ use crate::programs::run_quietly;
 
 /// The node's name.
 pub const NAME: &str = "node";
+/// What services' names end with.
+pub const DOMAIN: &str = "cluster.local";
 /// Debian's CNI plugins.
 const CNI_PLUGINS: &str = "/usr/lib/cni";
 /// For the node to be ready.
@@ -103,6 +105,9 @@ pub fn start_kubelet(launch: &mut Launch, binaries: &Binaries, authority: &Autho
             "x509": { "clientCAFile": authority.files().certificate },
         },
         "authorization": { "mode": "Webhook" },
+        // Nobody answers there unless a name server is started.
+        "clusterDNS": [address],
+        "clusterDomain": DOMAIN,
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": format!("/{}", launch.cluster.cgroup),
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",

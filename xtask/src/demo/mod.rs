@@ -3,9 +3,13 @@
 //! Three phases per antagonist: LS alone; LS and BE with the weights that stock Kubernetes gives them; the same with the
 //! agent. Rounds are interleaved, so that drift of the host hits all phases alike; figures are medians over rounds.
 
+pub mod gap;
 mod page;
+pub mod phase;
+pub mod plot;
 mod results;
 mod scene;
+pub mod status;
 mod table;
 
 use std::{fs, path::PathBuf};
@@ -14,7 +18,8 @@ use anyhow::{Context as _, Result, ensure};
 use enforcer_rig::{antagonist::Antagonist, progress::Progress, service::Service};
 
 use self::{
-    results::{Phase, Results},
+    phase::Phase,
+    results::Results,
     scene::{Be, Measured, Scene},
 };
 use crate::{

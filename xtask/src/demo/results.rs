@@ -3,35 +3,11 @@
 use enforcer_rig::spread::Spread;
 use serde_json::{Map, Value, json};
 
-use super::scene::{Be, Measured, Scene};
-
-/// The setting of a phase.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    Alone,
-    Stock,
-    Enforced,
-}
-
-impl Phase {
-    pub const ALL: [Self; 3] = [Self::Alone, Self::Stock, Self::Enforced];
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Alone => "alone",
-            Self::Stock => "stock",
-            Self::Enforced => "enforced",
-        }
-    }
-
-    pub const fn title(self) -> &'static str {
-        match self {
-            Self::Alone => "LS alone",
-            Self::Stock => "LS + BE, stock weights",
-            Self::Enforced => "LS + BE, enforcer",
-        }
-    }
-}
+use super::{
+    gap::Gap,
+    phase::Phase,
+    scene::{Be, Measured, Scene},
+};
 
 /// Of one antagonist: per phase, one measurement per round.
 #[derive(Clone, Debug)]
@@ -95,20 +71,9 @@ impl Comparison {
         Spread::of(self.phases[phase as usize].iter().map(value))
     }
 
-    /// Of the distance between the client's p99 with stock weights and alone, how much is gone with the agent. `None`
-    /// where BE did no harm: there is nothing to close.
-    pub fn gap_closed(&self) -> Option<f64> {
-        let p99 = |phase| self.spread(phase, |run| run.client.p99_us).median;
-        let (alone, stock, enforced) = (p99(Phase::Alone), p99(Phase::Stock), p99(Phase::Enforced));
-        (stock > alone).then(|| (stock - enforced) / (stock - alone))
-    }
-
-    /// Whether BE did harm that stands out of the noise: no round alone was as bad as any with BE at stock weights, and the
-    /// difference is one that somebody would notice.
-    pub fn is_harmed(&self) -> bool {
-        let p99 = |phase| self.spread(phase, |run| run.client.p99_us);
-        let (alone, stock) = (p99(Phase::Alone), p99(Phase::Stock));
-        stock.min > alone.max && stock.median > alone.median * 1.1
+    /// How much worse LS fares beside BE, by the client's p99.
+    pub fn gap(&self) -> Gap {
+        Gap::of(Phase::ALL.map(|phase| self.spread(phase, |run| run.client.p99_us)))
     }
 
     /// CPU time that BE has with the agent, of what it has with stock weights.
@@ -118,10 +83,11 @@ impl Comparison {
     }
 
     fn to_json(&self) -> Value {
+        let gap = self.gap();
         let mut phases: Map<String, Value> =
             Phase::ALL.iter().map(|&phase| (phase.name().to_owned(), self.phase(phase))).collect();
-        phases.insert("p99_gap_closed_ratio".into(), json!(self.gap_closed()));
-        phases.insert("p99_gap_stands_out".into(), json!(self.is_harmed()));
+        phases.insert("p99_gap_closed_ratio".into(), json!(gap.closed()));
+        phases.insert("p99_gap_stands_out".into(), json!(gap.stands_out()));
         phases.insert("be_cpu_kept_ratio".into(), json!(self.be_cpu_kept()));
         phases.insert("be_work_unit".into(), json!(self.be.unit()));
         Value::Object(phases)

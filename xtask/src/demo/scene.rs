@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::{phase::Phase, status::Status};
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use enforcer_rig::{
@@ -22,9 +23,6 @@ use enforcer_rig::{
     work::Work,
 };
 use rustix::process::Signal;
-use serde::Deserialize;
-
-use super::results::Phase;
 
 const SAMPLE: Duration = Duration::from_millis(500);
 
@@ -127,29 +125,6 @@ pub struct Sample {
     pub blame: f64,
 }
 
-/// As much of `/v1/status` as is needed here.
-#[derive(Deserialize)]
-struct Status {
-    explanation: String,
-    uptime_seconds: f64,
-    groups: Vec<GroupStatus>,
-    agent_cpu_seconds: Option<f64>,
-    agent_resident_bytes: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct GroupStatus {
-    name: String,
-    requests: Option<DurationsStatus>,
-    blame_seconds_total: Vec<(String, f64)>,
-    limit_cores: Option<f64>,
-}
-
-#[derive(Deserialize)]
-struct DurationsStatus {
-    p99_seconds_total: Option<f64>,
-}
-
 impl Scene {
     /// Runs one phase. `slo`: `None` only watches.
     pub fn run(
@@ -243,14 +218,14 @@ struct Point {
 
 impl Watch<'_> {
     fn look(&mut self, begun: Instant, status: &Status) -> Result<()> {
-        let group = |name: &str| status.groups.iter().find(|group| group.name == name);
-        let blame =
-            group("ls").and_then(|ls| ls.blame_seconds_total.iter().find(|(culprit, _)| culprit == "be"));
+        let blame = status
+            .group("ls")
+            .and_then(|ls| ls.blame_seconds_total.iter().find(|(culprit, _)| culprit == "be"));
         self.points.push(Point {
             at_seconds: begun.elapsed().as_secs_f64(),
             cpu_seconds: self.group.cpu_time()?.as_secs_f64(),
             work: self.work.done(),
-            limit_cores: group("be").and_then(|be| be.limit_cores),
+            limit_cores: status.group("be").and_then(|be| be.limit_cores),
             blame_seconds: blame.map_or(0.0, |(_, seconds)| *seconds),
         });
         Ok(())
@@ -270,8 +245,7 @@ impl Watch<'_> {
             (to.cpu_seconds - from.cpu_seconds) / (to.at_seconds - from.at_seconds)
         };
         let work = (last.work - first.work) as f64 / (last.at_seconds - first.at_seconds);
-        let ls = status.groups.iter().find(|group| group.name == "ls");
-        let p99 = ls.and_then(|ls| ls.requests.as_ref()?.p99_seconds_total);
+        let p99 = status.group("ls").and_then(|ls| ls.requests.as_ref()?.p99_seconds_total);
         let samples = self.points.windows(2).map(|pair| Sample {
             at_seconds: pair[1].at_seconds - warm_up,
             be_cores: rate(&pair[0], &pair[1]),

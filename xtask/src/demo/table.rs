@@ -4,7 +4,10 @@ use std::fmt::Write as _;
 
 use enforcer_rig::spread::Spread;
 
-use super::results::{Comparison, Phase, Results};
+use super::{
+    phase::Phase,
+    results::{Comparison, Results},
+};
 
 pub fn render(results: &Results) -> String {
     let mut text = format!(
@@ -32,11 +35,7 @@ fn write_comparison(text: &mut String, comparison: &Comparison, results: &Result
         let (p50, p99) = (ms(|run| run.client.p50_us), ms(|run| run.client.p99_us));
         writeln!(text, "  {:<24} {p50:>22} {p99:>22} {cores:>20}   {work}", phase.title())?;
     }
-    let gap = comparison.gap_closed().filter(|_| comparison.is_harmed()).map_or_else(
-        || "no p99 gap between alone and stock that stands out of the noise".to_owned(),
-        |closed| format!("p99 gap between alone and stock closed by {:.0} %", closed * 100.0),
-    );
-    writeln!(text, "  {gap}")?;
+    writeln!(text, "  {}", comparison.gap().sentence())?;
     let least = comparison.spread(Phase::Enforced, |run| run.be_cores_min).min;
     writeln!(
         text,

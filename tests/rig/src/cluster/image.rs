@@ -1,11 +1,18 @@
 //! Container images without a registry: one layer made of files, in an archive that `ctr images import` takes.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs::{self, File},
+    io::{self, BufWriter, Cursor, Read, Seek, Write},
+    path::Path,
+};
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType, Header};
+
+/// The layer's name in the archive.
+const LAYER: &str = "layer.tar";
 
 /// An image to be made. It runs on Linux on x86-64 and has a /tmp.
 #[derive(Clone, Copy, Debug)]
@@ -23,28 +30,7 @@ impl Image<'_> {
     /// # Errors
     /// Where a file cannot be read, or the archive not be written.
     pub fn write(&self, archive: &Path) -> Result<()> {
-        let layer = self.layer()?;
-        let configuration = serde_json::to_vec(&json!({
-            "architecture": "amd64",
-            "os": "linux",
-            "config": { "Entrypoint": self.entrypoint, "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"] },
-            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", digest(&layer))] },
-        }))?;
-        let configuration_name = format!("{}.json", digest(&configuration));
-        let manifest = serde_json::to_vec(&json!([
-            { "Config": configuration_name, "RepoTags": [self.name], "Layers": ["layer.tar"] },
-        ]))?;
-        let parts = [
-            (configuration_name.as_str(), &configuration),
-            ("layer.tar", &layer),
-            ("manifest.json", &manifest),
-        ];
-        let mut text = Builder::new(Vec::new());
-        for (name, content) in parts {
-            append(&mut text, EntryType::Regular, name, 0o644, content)?;
-        }
-        let text = text.into_inner()?;
-        fs::write(archive, text).with_context(|| format!("cannot write {}", archive.display()))
+        pack(self.name, self.entrypoint, Cursor::new(self.layer()?), archive)
     }
 
     /// The same for the same files, whenever it is made: no times, no owners.
@@ -59,22 +45,54 @@ impl Image<'_> {
     }
 }
 
+/// Writes an image as a Docker archive whose layer is there already, as a tar.
+///
+/// # Errors
+/// Where the layer cannot be read, or the archive not be written.
+pub fn pack(name: &str, entrypoint: &[&str], mut layer: impl Read + Seek, archive: &Path) -> Result<()> {
+    let mut hash = Sha256::new();
+    let layer_bytes = io::copy(&mut layer, &mut hash)?;
+    layer.rewind()?;
+    let configuration = serde_json::to_vec(&json!({
+        "architecture": "amd64",
+        "os": "linux",
+        "config": { "Entrypoint": entrypoint, "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"] },
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{:x}", hash.finalize())] },
+    }))?;
+    let configuration_name = format!("{}.json", digest(&configuration));
+    let manifest = serde_json::to_vec(&json!([
+        { "Config": configuration_name, "RepoTags": [name], "Layers": [LAYER] },
+    ]))?;
+    let write = || -> io::Result<()> {
+        let mut parts = Builder::new(BufWriter::new(File::create(archive)?));
+        append(&mut parts, EntryType::Regular, &configuration_name, 0o644, &configuration)?;
+        append(&mut parts, EntryType::Regular, "manifest.json", 0o644, &manifest)?;
+        parts.append_data(&mut header(EntryType::Regular, 0o644, layer_bytes), LAYER, layer)?;
+        parts.into_inner()?.flush()
+    };
+    write().with_context(|| format!("cannot write {}", archive.display()))
+}
+
 /// Appends an entry without a time and without an owner, so that the same files make the same archive.
 ///
 /// # Errors
 /// Where the name does not fit.
 pub fn append(
-    archive: &mut Builder<Vec<u8>>,
+    archive: &mut Builder<impl Write>,
     kind: EntryType,
     name: &str,
     mode: u32,
     content: &[u8],
 ) -> io::Result<()> {
+    archive.append_data(&mut header(kind, mode, content.len() as u64), name, content)
+}
+
+fn header(kind: EntryType, mode: u32, bytes: u64) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(mode);
-    header.set_size(content.len() as u64);
-    archive.append_data(&mut header, name, content)
+    header.set_size(bytes);
+    header
 }
 
 /// SHA-256, in hexadecimal.

@@ -1,0 +1,6 @@
+//! Real Spark: where it is from, and its jobs.
+
+mod distribution;
+mod job;
+
+pub use self::{distribution::Distribution, job::Job};
