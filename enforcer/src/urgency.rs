@@ -12,6 +12,9 @@ const UNPRIVILEGED: Urgency = Urgency { nice: 0, slice: URGENT.slice };
 /// As every thread begins. A slice of zero is the kernel's default.
 const ORDINARY: Urgency = Urgency { nice: 0, slice: Duration::ZERO };
 
+#[expect(clippy::cast_possible_truncation, reason = "some bytes")]
+const SIZE: u32 = size_of::<libc::sched_attr>() as u32;
+
 #[derive(Clone, Copy, Debug)]
 struct Urgency {
     nice: i32,
@@ -37,7 +40,7 @@ impl Urgency {
     #[expect(unsafe_code, reason = "no library has this system call")]
     fn apply(self) -> io::Result<()> {
         let attributes = libc::sched_attr {
-            size: size_of::<libc::sched_attr>() as u32,
+            size: SIZE,
             sched_policy: libc::SCHED_OTHER.unsigned_abs(),
             sched_flags: 0,
             sched_nice: self.nice,

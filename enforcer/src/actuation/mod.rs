@@ -210,7 +210,9 @@ impl Actuator {
         let fresh = std::mem::take(&mut self.fresh);
         if is_other_plan || now >= self.standing_at {
             self.standing_at = now + COMPARE;
-            standing.iter().for_each(|(key, value)| want_standing(key, value, &quotas, wanted));
+            for (key, value) in standing {
+                want_standing(key, value, &quotas, wanted);
+            }
         } else {
             for key in &fresh {
                 if let Some((key, value)) = standing.get_key_value(key) {

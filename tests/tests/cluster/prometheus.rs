@@ -39,8 +39,9 @@ pub fn queries() -> Result<()> {
     webhook::apply_profile(&cluster)?;
     cluster.apply(&webhook::spark_pod("asked-about", "driver", &webhook::operators_labels()))?;
     let hurt = Hurt::begin(&cluster, "prometheus")?;
-    let webhooks = webhook.addresses()?.into_iter().map(|address| format!("{address}:9443")).collect();
-    let prometheus = Prometheus::start(hurt.citizen.agent.address, webhooks)?;
+    let webhooks =
+        webhook.addresses()?.into_iter().map(|address| format!("{address}:9443")).collect::<Vec<_>>();
+    let prometheus = Prometheus::start(hurt.citizen.agent.address, &webhooks)?;
     let queries = queries::all()?;
     let until = Instant::now() + PATIENCE;
     loop {
@@ -90,7 +91,7 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    fn start(agent: SocketAddr, webhooks: Vec<String>) -> Result<Self> {
+    fn start(agent: SocketAddr, webhooks: &[String]) -> Result<Self> {
         let files = Files::new("prometheus-server")?;
         // JSON is YAML. The certificate of the webhook is its own.
         let config = json!({

@@ -35,7 +35,7 @@ pub struct Args {
 }
 
 /// Agents start one after another in this time, as a rolling update would have it, so that their reports do not coincide.
-const STARTED: Duration = Duration::from_secs(60);
+const STARTED: Duration = Duration::from_mins(1);
 /// Before anything counts.
 const SETTLED: Duration = Duration::from_secs(30);
 

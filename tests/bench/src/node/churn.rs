@@ -123,7 +123,7 @@ impl<'a> Population<'a> {
         let begun = Instant::now();
         let mut changes = 0u32;
         while !ends.load(Relaxed) {
-            if changes % 2 == 0 {
+            if changes.is_multiple_of(2) {
                 let oldest = self.pods.pop_front().context("no pod is left")?;
                 self.objects.delete_pod(&oldest.name)?;
                 oldest.remove()?;
@@ -152,7 +152,7 @@ impl Member {
 /// LS and batch by turns.
 fn object(place: usize) -> Result<Pod> {
     let name = format!("{NODE}-{place}");
-    let is_batch = place % 2 == 0;
+    let is_batch = place.is_multiple_of(2);
     let (class, resources) = if is_batch {
         let amount = json!({ "kubernetes.io/batch-cpu": "500", "kubernetes.io/batch-memory": "256Mi" });
         ("BE", json!({ "requests": amount, "limits": amount }))

@@ -72,7 +72,7 @@ impl Drop for Pods<'_> {
 
 /// LS and BE by turns, as small as they come.
 fn object(place: usize) -> Value {
-    let class = if place % 2 == 0 { "LS" } else { "BE" };
+    let class = if place.is_multiple_of(2) { "LS" } else { "BE" };
     json!({
         "apiVersion": "v1",
         "kind": "Pod",

@@ -17,7 +17,7 @@ const PREFIX: &str = "spark-tc";
 const EXECUTORS: &str = "spark-role=executor";
 const PROGRAM: &str = "local:///opt/spark/examples/src/main/python/transitive_closure.py";
 /// Parts that the graph's edges are in. The more of them, the longer the job.
-const PARTS: &str = "20";
+const PARTS: &str = "40";
 /// For a driver to start, and for it to start its executor.
 const PATIENCE: Duration = Duration::from_mins(2);
 /// `chroot` into the distribution, with what Java expects of a system and with the cluster's certificates in /mnt. In a
