@@ -56,7 +56,7 @@ pub fn run(args: &Args) -> Result<Value> {
     for kind in CONFIGURATIONS {
         cluster.ask(&["delete", kind, "enforcer-webhook"])?;
     }
-    cluster.ask(&["delete", "namespace", "spark-demo", "--wait=false"])?;
+    cluster.ask(&["delete", "namespace", "spark-demo", "--timeout=60s"])?;
     measured
 }
 
