@@ -6,6 +6,7 @@
 pub mod gap;
 mod page;
 pub mod phase;
+pub mod phases;
 pub mod plot;
 mod results;
 mod scene;

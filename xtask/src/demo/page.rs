@@ -27,16 +27,16 @@ pub fn render(results: &Results) -> Result<String> {
 
 fn section(comparison: &Comparison) -> Result<String> {
     let mut html = format!("<h2>BE: {}</h2>\n", comparison.be.name());
-    let rounds = comparison.phases[0].len();
+    let rounds = comparison.phases[Phase::Alone].len();
     // One scale for all plots of a kind, so that they can be compared by eye.
-    let runs = || comparison.phases.iter().flatten();
+    let runs = || comparison.phases.runs();
     let p99s = runs().flat_map(|run| &run.client.windows).map(|window| window.p99_us / 1e3);
     let latency_max = readable_max(p99s.collect());
     let cores_max = runs().flat_map(|run| &run.samples).map(|sample| sample.be_cores).fold(0.5, f64::max);
     let blame_max = runs().flat_map(|run| &run.samples).map(|sample| sample.blame).fold(0.01, f64::max);
     for round in 0..rounds {
         html += &format!("<h3>Round {}</h3>\n", round + 1);
-        let shown = || Phase::ALL.map(|phase| (phase, &comparison.phases[phase as usize][round]));
+        let shown = || Phase::ALL.map(|phase| (phase, &comparison.phases[phase][round]));
         for (title, max, lines) in [
             ("LS latency seen by the client, ms", latency_max, latency as fn(&Measured) -> Vec<Line>),
             ("BE CPU use and limit, cores", cores_max, cores),
@@ -49,7 +49,7 @@ fn section(comparison: &Comparison) -> Result<String> {
             }
             html += "</div>\n";
         }
-        let enforced = &comparison.phases[Phase::Enforced as usize][round];
+        let enforced = &comparison.phases[Phase::Enforced][round];
         let slo = enforced.slo.map_or(f64::NAN, |slo| slo.as_secs_f64() * 1e3);
         html += &format!(
             "<p class=\"why\">Objective of this round: {slo:.2} ms in the kernel. The agent's last word: {}</p>\n",

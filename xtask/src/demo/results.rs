@@ -4,8 +4,8 @@ use enforcer_rig::spread::Spread;
 use serde_json::{Map, Value, json};
 
 use super::{
-    gap::Gap,
     phase::Phase,
+    phases::{Phases, Run},
     scene::{Be, Measured, Scene},
 };
 
@@ -13,7 +13,17 @@ use super::{
 #[derive(Clone, Debug)]
 pub struct Comparison {
     pub be: Be,
-    pub phases: [Vec<Measured>; 3],
+    pub phases: Phases<Measured>,
+}
+
+impl Run for Measured {
+    fn p99_us(&self) -> f64 {
+        self.client.p99_us
+    }
+
+    fn be_cores(&self) -> f64 {
+        self.be_cores
+    }
 }
 
 /// All of it.
@@ -42,10 +52,10 @@ impl Results {
     pub fn add(&mut self, be: Be, phase: Phase, measured: Measured) {
         let place = self.comparisons.iter().position(|comparison| comparison.be == be);
         let place = place.unwrap_or_else(|| {
-            self.comparisons.push(Comparison { be, phases: [Vec::new(), Vec::new(), Vec::new()] });
+            self.comparisons.push(Comparison { be, phases: Phases::new() });
             self.comparisons.len() - 1
         });
-        self.comparisons[place].phases[phase as usize].push(measured);
+        self.comparisons[place].phases[phase].push(measured);
     }
 
     /// The figures, under the keys that scripts rely on: `antagonists.<name>.<phase>.{ls_p50_us,ls_p99_us,be_cores,be_work}`.
@@ -67,41 +77,26 @@ impl Results {
 }
 
 impl Comparison {
-    pub fn spread(&self, phase: Phase, value: impl Fn(&Measured) -> f64) -> Spread {
-        Spread::of(self.phases[phase as usize].iter().map(value))
-    }
-
-    /// How much worse LS fares beside BE, by the client's p99.
-    pub fn gap(&self) -> Gap {
-        Gap::of(Phase::ALL.map(|phase| self.spread(phase, |run| run.client.p99_us)))
-    }
-
-    /// CPU time that BE has with the agent, of what it has with stock weights.
-    pub fn be_cpu_kept(&self) -> f64 {
-        let cores = |phase| self.spread(phase, |run| run.be_cores).median;
-        cores(Phase::Enforced) / cores(Phase::Stock)
-    }
-
     fn to_json(&self) -> Value {
-        let gap = self.gap();
+        let gap = self.phases.gap();
         let mut phases: Map<String, Value> =
             Phase::ALL.iter().map(|&phase| (phase.name().to_owned(), self.phase(phase))).collect();
         phases.insert("p99_gap_closed_ratio".into(), json!(gap.closed()));
         phases.insert("p99_gap_stands_out".into(), json!(gap.stands_out()));
-        phases.insert("be_cpu_kept_ratio".into(), json!(self.be_cpu_kept()));
+        phases.insert("be_cpu_kept_ratio".into(), json!(self.phases.be_cpu_kept()));
         phases.insert("be_work_unit".into(), json!(self.be.unit()));
         Value::Object(phases)
     }
 
     fn phase(&self, phase: Phase) -> Value {
         let spread = |value: fn(&Measured) -> f64| {
-            let Spread { median, min, max } = self.spread(phase, value);
+            let Spread { median, min, max } = self.phases.spread(phase, value);
             (median, json!([min, max]))
         };
         let (p50, p50_range) = spread(|run| run.client.p50_us);
         let (p99, p99_range) = spread(|run| run.client.p99_us);
         let (cores, cores_range) = spread(|run| run.be_cores);
-        let runs = &self.phases[phase as usize];
+        let runs = &self.phases[phase];
         let work = runs
             .iter()
             .map(|run| run.be_work)

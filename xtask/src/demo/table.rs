@@ -26,23 +26,23 @@ fn write_comparison(text: &mut String, comparison: &Comparison, results: &Result
     writeln!(text, "  {:<24} {:>22} {:>22} {:>20}   {unit}", "", "LS p50 ms", "LS p99 ms", "BE cores")?;
     for phase in Phase::ALL {
         let ms = |value: fn(&super::scene::Measured) -> f64| {
-            comparison.spread(phase, value).scaled(1e-3).to_string()
+            comparison.phases.spread(phase, value).scaled(1e-3).to_string()
         };
-        let cores = comparison.spread(phase, |run| run.be_cores).to_string();
-        let runs = &comparison.phases[phase as usize];
+        let cores = comparison.phases.spread(phase, |run| run.be_cores).to_string();
+        let runs = &comparison.phases[phase];
         let work = runs.iter().map(|run| run.be_work).collect::<Option<Vec<_>>>();
         let work = work.map_or_else(|| "-".to_owned(), |work| format!("{:.0}", Spread::of(work).median));
         let (p50, p99) = (ms(|run| run.client.p50_us), ms(|run| run.client.p99_us));
         writeln!(text, "  {:<24} {p50:>22} {p99:>22} {cores:>20}   {work}", phase.title())?;
     }
-    writeln!(text, "  {}", comparison.gap().sentence())?;
-    let least = comparison.spread(Phase::Enforced, |run| run.be_cores_min).min;
+    writeln!(text, "  {}", comparison.phases.gap().sentence())?;
+    let least = comparison.phases.spread(Phase::Enforced, |run| run.be_cores_min).min;
     writeln!(
         text,
         "  BE keeps {:.0} % of its CPU time; its least mean over 10 s was {least:.3} cores (floor {:.3})",
-        comparison.be_cpu_kept() * 100.0,
+        comparison.phases.be_cpu_kept() * 100.0,
         results.floor_cores
     )?;
-    let agent = comparison.spread(Phase::Enforced, |run| run.agent_cores);
+    let agent = comparison.phases.spread(Phase::Enforced, |run| run.agent_cores);
     writeln!(text, "  the agent itself used {:.2} % of one core", agent.median * 100.0)
 }

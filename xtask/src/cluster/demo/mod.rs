@@ -42,7 +42,7 @@ use self::{
 };
 use super::binaries::Binaries;
 use crate::{
-    demo::phase::Phase,
+    demo::{phase::Phase, phases::Phases},
     go::{Kubernetes, Module, NoGo},
     image, manifests,
     programs::{is_root, root, run_quietly},
@@ -153,13 +153,13 @@ fn show(args: &Args, programs: &Programs, image: &Path, spark: Option<&Distribut
         warm_up: args.warm_up,
     };
     let objective = step.take("seeing what LS does alone", || stage.learn(args.be.promise()))?;
-    let mut phases = [const { Vec::new() }; 3];
+    let mut phases = Phases::new();
     for round in 0..args.rounds {
         for phase in Phase::ALL {
             progress.begin(format!("round {}: {}", round + 1, phase.title()));
             let run = stage.run(phase, objective, round.into())?;
             progress.done(&summary(round, phase, &run));
-            phases[phase as usize].push(run);
+            phases[phase].push(run);
         }
     }
     let events = events(&cluster)?;

@@ -20,7 +20,7 @@ pub fn render(results: &Results) -> Result<String> {
     if let Some(excerpt) = results.excerpt() {
         body += &format!("<h2>What kubectl says</h2>\n<pre>{}</pre>\n", escape(excerpt));
     }
-    for round in 0..results.phases[0].len() {
+    for round in 0..results.phases[Phase::Alone].len() {
         body += &section(results, round)?;
     }
     Ok(html("enforcer on a Kubernetes node", 3, &body))
@@ -29,7 +29,7 @@ pub fn render(results: &Results) -> Result<String> {
 fn section(results: &Results, round: usize) -> Result<String> {
     let mut html = format!("<h3>Round {}</h3>\n", round + 1);
     // One scale for all plots of a kind, so that they can be compared by eye.
-    let runs = || results.phases.iter().flatten();
+    let runs = || results.phases.runs();
     let p99s = runs().flat_map(|run| &run.client.windows).map(|window| window.p99_us / 1e3);
     let cores = runs().flat_map(|run| &run.samples).map(|sample| sample.node_cores).fold(0.5, f64::max);
     let slo_ms = results.objective.at_client.as_secs_f64() * 1e3;
@@ -37,7 +37,7 @@ fn section(results: &Results, round: usize) -> Result<String> {
         latency_lines(&run.client, Some(slo_ms))
     })?;
     html += &row(results, round, "CPU use and limit, cores", cores, cores_of)?;
-    if let Some(explanation) = &results.phases[Phase::Enforced as usize][round].explanation {
+    if let Some(explanation) = &results.phases[Phase::Enforced][round].explanation {
         html += &format!("<p class=\"why\">The agent's last word: {}</p>\n", escape(explanation));
     }
     Ok(html)
@@ -54,7 +54,7 @@ fn row(
     let mut html = "<div class=\"row\">".to_owned();
     for phase in Phase::ALL {
         let title = format!("{} — {title}", phase.title());
-        html += &plot(&title, max, &lines(&results.phases[phase as usize][round]))?;
+        html += &plot(&title, max, &lines(&results.phases[phase][round]))?;
     }
     Ok(html + "</div>\n")
 }

@@ -1,13 +1,25 @@
 //! Everything that was measured, and its medians.
 
-use enforcer_rig::spread::Spread;
 use serde_json::{Map, Value, json};
 
 use super::{
     be::Be,
     stage::{Measured, Objective},
 };
-use crate::demo::{gap::Gap, phase::Phase};
+use crate::demo::{
+    phase::Phase,
+    phases::{Phases, Run},
+};
+
+impl Run for Measured {
+    fn p99_us(&self) -> f64 {
+        self.client.p99_us
+    }
+
+    fn be_cores(&self) -> f64 {
+        self.be_cores
+    }
+}
 
 /// All of it.
 #[derive(Clone, Debug)]
@@ -19,36 +31,20 @@ pub struct Results {
     pub rounds: u32,
     pub seconds: u32,
     pub objective: Objective,
-    /// Per phase, one measurement per round.
-    pub phases: [Vec<Measured>; 3],
+    pub phases: Phases<Measured>,
     /// What the agent told of its squeezes, in Kubernetes' events.
     pub events: Vec<String>,
 }
 
 impl Results {
-    pub fn spread(&self, phase: Phase, value: impl Fn(&Measured) -> f64) -> Spread {
-        Spread::of(self.phases[phase as usize].iter().map(value))
-    }
-
-    /// How much worse LS fares beside BE, by the client's p99.
-    pub fn gap(&self) -> Gap {
-        Gap::of(Phase::ALL.map(|phase| self.spread(phase, |run| run.client.p99_us)))
-    }
-
-    /// CPU time that BE has with the agent, of what it has without.
-    pub fn be_cpu_kept(&self) -> f64 {
-        let cores = |phase| self.spread(phase, |run| run.be_cores).median;
-        cores(Phase::Enforced) / cores(Phase::Stock)
-    }
-
     /// What kubectl said in the first phase with BE and agent.
     pub fn excerpt(&self) -> Option<&str> {
-        self.phases[Phase::Enforced as usize].first()?.excerpt.as_deref()
+        self.phases[Phase::Enforced].first()?.excerpt.as_deref()
     }
 
     /// Everything but the samples.
     pub fn to_json(&self) -> Value {
-        let gap = self.gap();
+        let gap = self.phases.gap();
         let phases: Map<String, Value> =
             Phase::ALL.iter().map(|&phase| (phase.name().to_owned(), self.phase(phase))).collect();
         json!({
@@ -63,15 +59,15 @@ impl Results {
             "phases": phases,
             "p99_gap_closed_ratio": gap.closed(),
             "p99_gap_stands_out": gap.stands_out(),
-            "be_cpu_kept_ratio": self.be_cpu_kept(),
+            "be_cpu_kept_ratio": self.phases.be_cpu_kept(),
             "events": self.events,
             "kubectl": self.excerpt(),
         })
     }
 
     fn phase(&self, phase: Phase) -> Value {
-        let spread = |value: fn(&Measured) -> f64| self.spread(phase, value);
-        let runs = &self.phases[phase as usize];
+        let spread = |value: fn(&Measured) -> f64| self.phases.spread(phase, value);
+        let runs = &self.phases[phase];
         json!({
             "ls_p50_us": spread(|run| run.client.p50_us),
             "ls_p99_us": spread(|run| run.client.p99_us),

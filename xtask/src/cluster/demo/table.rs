@@ -44,9 +44,9 @@ fn write(text: &mut String, results: &Results) -> std::fmt::Result {
     for phase in Phase::ALL {
         write_phase(text, results, phase)?;
     }
-    writeln!(text, "  {}", results.gap().sentence())?;
-    writeln!(text, "  BE keeps {:.0} % of its CPU time", results.be_cpu_kept() * 100.0)?;
-    let last = results.phases[Phase::Enforced as usize].last();
+    writeln!(text, "  {}", results.phases.gap().sentence())?;
+    writeln!(text, "  BE keeps {:.0} % of its CPU time", results.phases.be_cpu_kept() * 100.0)?;
+    let last = results.phases[Phase::Enforced].last();
     if let Some(explanation) = last.and_then(|run| run.explanation.as_ref()) {
         writeln!(text, "  the agent's last word: {explanation}")?;
     }
@@ -54,9 +54,9 @@ fn write(text: &mut String, results: &Results) -> std::fmt::Result {
 }
 
 fn write_phase(text: &mut String, results: &Results, phase: Phase) -> std::fmt::Result {
-    let spread = |value: fn(&Measured) -> f64, factor: f64| results.spread(phase, value).scaled(factor);
-    let held_back: Vec<f64> =
-        results.phases[phase as usize].iter().filter_map(|run| run.held_back_ratio).collect();
+    let spread =
+        |value: fn(&Measured) -> f64, factor: f64| results.phases.spread(phase, value).scaled(factor);
+    let held_back: Vec<f64> = results.phases[phase].iter().filter_map(|run| run.held_back_ratio).collect();
     let held_back = if held_back.is_empty() {
         "-".to_owned()
     } else {
