@@ -137,6 +137,10 @@ impl Actuator {
 
     /// From now on these are standing settings, and `gone`, as far as they are not among them, no longer are.
     pub fn stand(&mut self, gone: &[Key], new: Standing) {
+        // Nothing would ever take them in, and they would pile up.
+        if self.shadow {
+            return;
+        }
         for key in gone.iter().filter(|key| !new.contains_key(key)) {
             self.has_loose_ends |= self.standing.remove(key).is_some();
         }
@@ -367,11 +371,12 @@ impl Actuator {
     fn compare(&mut self, now: Duration, applied: &mut Applied) {
         let some = COMPARED.max(self.held.len() / 10);
         let after = self.compared.take().map_or(Bound::Unbounded, Bound::Excluded);
-        let mut keys: Vec<Key> =
+        // A set: what is planned may have its turn as well.
+        let mut keys: BTreeSet<Key> =
             self.held.range((after, Bound::Unbounded)).take(some).map(|(key, _)| key.clone()).collect();
         // From the beginning, once the end is reached.
         self.compared = keys.last().filter(|_| keys.len() == some).cloned();
-        keys.extend(self.planned.iter().filter(|key| self.held.contains_key(key)).cloned());
+        keys.extend(self.planned.iter().cloned());
         for key in keys {
             if let Some(held) = self.held.get_mut(&key)
                 && !held.compare(&key.path, now, applied)
