@@ -3,10 +3,7 @@
 use anyhow::{Context as _, Result};
 use enforcer_rig::cluster::Cluster;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::core::v1::{Node, Pod},
-};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
@@ -33,7 +30,8 @@ impl Objects {
     pub fn of(cluster: &Cluster) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let client = runtime.block_on(client(cluster))?;
-        let objects = Self { runtime, nodes: Api::all(client.clone()), pods: namespaced(client) };
+        let objects =
+            Self { runtime, nodes: Api::all(client.clone()), pods: Api::namespaced(client, NAMESPACE) };
         // Of a benchmark that was killed.
         objects.remove()?;
         Ok(objects)
@@ -96,14 +94,6 @@ impl Drop for Objects {
             eprintln!("objects labelled {LABEL} stay in the cluster: {err:#}");
         }
     }
-}
-
-fn namespaced<K>(client: Client) -> Api<K>
-where
-    K: kube::Resource<Scope = NamespaceResourceScope>,
-    K::DynamicType: Default,
-{
-    Api::namespaced(client, NAMESPACE)
 }
 
 async fn client(cluster: &Cluster) -> Result<Client> {

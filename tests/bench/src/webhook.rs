@@ -142,19 +142,15 @@ impl Webhook {
 
     /// Whom to trust, once the webhook has said so to the API server.
     fn wait_for_authority(&mut self, cluster: &Cluster) -> Result<TlsConnector> {
-        let until = Instant::now() + PATIENCE;
-        let bundle = loop {
+        let mut bundle = Vec::new();
+        cluster.wait_for("the webhook has a certificate", PATIENCE, || {
             ensure!(self.process.is_running(), "the webhook has ended: see its log");
             let get = ["get", "mutatingwebhookconfiguration", "enforcer-webhook"];
             let configuration = cluster.ask_json(&get)?;
-            if let Some(bundle) = configuration["webhooks"][0]["clientConfig"]["caBundle"].as_str()
-                && std::net::TcpStream::connect(self.address).is_ok()
-            {
-                break BASE64_STANDARD.decode(bundle)?;
-            }
-            ensure!(Instant::now() < until, "the webhook has no certificate after {PATIENCE:?}");
-            std::thread::sleep(Duration::from_millis(200));
-        };
+            let told = configuration["webhooks"][0]["clientConfig"]["caBundle"].as_str();
+            bundle = BASE64_STANDARD.decode(told.unwrap_or_default())?;
+            Ok(!bundle.is_empty() && std::net::TcpStream::connect(self.address).is_ok())
+        })?;
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(&bundle) {
             roots.add(certificate?)?;

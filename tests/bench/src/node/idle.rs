@@ -3,10 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use enforcer_rig::{
-    cluster::{Cluster, WORKLOAD_IMAGE},
-    interrupt,
-};
+use enforcer_rig::cluster::{Cluster, WORKLOAD_IMAGE};
 use serde_json::{Value, json};
 
 use super::{Args, start_agent, wait_for_pods, watch};
@@ -37,11 +34,8 @@ impl<'a> Pods<'a> {
         pods.delete()?;
         let objects: Vec<Value> = (0..count).map(object).collect();
         cluster.apply(&json!({ "apiVersion": "v1", "kind": "List", "items": objects }))?;
-        let until = Instant::now() + PATIENCE * u32::try_from(count)?;
-        while pods.running()? < count {
-            ensure!(Instant::now() < until, "{} of {count} pods run", pods.running()?);
-            interrupt::sleep(Duration::from_secs(1))?;
-        }
+        let patience = PATIENCE * u32::try_from(count)?;
+        cluster.wait_for(&format!("{count} pods run"), patience, || Ok(pods.running()? == count))?;
         Ok(pods)
     }
 

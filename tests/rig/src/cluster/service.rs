@@ -37,12 +37,7 @@ impl Cluster {
     /// # Errors
     /// Where it does not end, or cannot be started.
     pub fn restart(&mut self, name: &str) -> Result<()> {
-        let Daemon { program, arguments, .. } = {
-            let daemon = self.daemon(name)?;
-            daemon.terminate()?;
-            daemon.clone()
-        };
-        self.start(name, &program, &arguments)
+        self.start_again(name, Daemon::terminate)
     }
 
     /// Ends a daemon without asking, and starts it again. The running cluster's record is kept right.
@@ -50,12 +45,13 @@ impl Cluster {
     /// # Errors
     /// Where it cannot be ended or started.
     pub fn crash(&mut self, name: &str) -> Result<()> {
-        let Daemon { program, arguments, .. } = {
-            let daemon = self.daemon(name)?;
-            daemon.kill()?;
-            daemon.clone()
-        };
-        self.start(name, &program, &arguments)
+        self.start_again(name, Daemon::kill)
+    }
+
+    fn start_again(&mut self, name: &str, end: impl FnOnce(&Daemon) -> Result<()>) -> Result<()> {
+        let daemon = self.daemon(name)?.clone();
+        end(&daemon)?;
+        self.start(name, &daemon.program, &daemon.arguments)
     }
 
     /// Asks a daemon to end, and forgets it.
