@@ -108,6 +108,8 @@ struct Group {
     slo: Slo,
     victim: u32,
     culprit: u32,
+    /// Of its directories.
+    slots: Vec<u32>,
     /// Requests are measured.
     serves: bool,
     ages: Box<Ages>,
@@ -197,7 +199,8 @@ impl Meter {
         }
     }
 
-    /// A group came, or what is promised to it has changed. Tells the probes what counts as slow.
+    /// A group came, or what is promised to it has changed. Tells the probes what counts as slow. One that was promised
+    /// nothing and now is has to come anew.
     ///
     /// # Errors
     /// Where it counts, but its requests and blame do not.
@@ -226,6 +229,7 @@ impl Meter {
                 slo: group.slo,
                 victim,
                 culprit,
+                slots: Vec::new(),
                 serves: victim != NO_VICTIM && self.requests_are_measured,
                 ages: Box::default(),
                 answers: Answers::default(),
@@ -311,6 +315,9 @@ impl Meter {
             self.counted.resize_with(index + 1, || None);
         }
         self.places.insert(directory.clone(), slot);
+        if self.counted[index].is_none() {
+            self.groups[directory.group].slots.push(slot);
+        }
         self.counted[index] = Some(Counted {
             directory,
             slot,
@@ -331,10 +338,12 @@ impl Meter {
         let Some(slot) = self.places.remove(directory) else { return };
         let mut counted = self.counted[slot as usize].take().expect("BUG: a place without a directory");
         let last = counted.read(&self.counters, &self.running, now);
-        if self.groups[directory.group].class == Class::BE {
+        let group = &mut self.groups[directory.group];
+        if group.class == Class::BE {
             self.stretch.be_ran(Duration::from_nanos(last.on_cpu_ns));
         }
-        counted.report(&self.counters, &mut self.groups[directory.group]);
+        counted.report(&self.counters, group);
+        group.slots.retain(|of_group| *of_group != slot);
         self.slots.release(directory.hierarchy.key(directory.inode), now);
     }
 
@@ -374,11 +383,10 @@ impl Meter {
         group: GroupId,
         hierarchy: Hierarchy,
     ) -> impl Iterator<Item = (&Directory, bool)> {
-        let of_group = move |counted: &&Counted| {
-            counted.directory.group == group && counted.directory.hierarchy == hierarchy
-        };
-        let all = self.counted.iter().flatten().filter(of_group);
-        all.map(|counted| (&counted.directory, counted.runs(self.taken_at)))
+        let slots = self.groups.get(group).map_or(&[][..], |group| &group.slots);
+        let all = slots.iter().filter_map(|slot| self.counted[*slot as usize].as_ref());
+        all.filter(move |counted| counted.directory.hierarchy == hierarchy)
+            .map(|counted| (&counted.directory, counted.runs(self.taken_at)))
     }
 
     /// Those that limits go to: the ones that match the policy themselves.
@@ -573,9 +581,9 @@ impl Meter {
 
     /// Puts the programs for all requests of a group, or for a part of them, in place.
     fn count_requests(&mut self, id: GroupId, probes: &mut Probes, mounts: &Mounts) {
-        let is_sparse = self.groups[id].is_sparse;
-        let of_group = |counted: &&mut Counted| counted.directory.group == id;
-        for counted in self.counted.iter_mut().flatten().filter(of_group) {
+        let (is_sparse, slots) = (self.groups[id].is_sparse, &self.groups[id].slots);
+        for slot in slots {
+            let Some(counted) = &mut self.counted[*slot as usize] else { continue };
             let path = mounts.point(counted.directory.hierarchy).join(&counted.directory.path);
             if let Some(links) = &mut counted.requests
                 && let Ok(directory) = File::open(&path)

@@ -4,6 +4,7 @@
 
 mod citizen;
 mod cost;
+mod early;
 mod evictions;
 mod lessons;
 mod levers;
@@ -31,7 +32,8 @@ use tokio::{
 };
 
 use self::{
-    citizen::Citizen, cost::CostMeter, lessons::Lessons, memory::MemoryMeter, meter::Meter, steal::StealMeter,
+    citizen::Citizen, cost::CostMeter, early::EarlyLooks, lessons::Lessons, memory::MemoryMeter,
+    meter::Meter, steal::StealMeter,
 };
 use crate::{
     actuation::{
@@ -73,8 +75,6 @@ use crate::{
 const TICK: Duration = Duration::from_millis(100);
 /// How often where the agent costs too much, while nothing is wrong. Onsets are looked into at once all the same.
 const SLOW_TICK: Duration = Duration::from_millis(250);
-/// Between a look and one that an onset asks for, at least.
-const EARLY: Duration = Duration::from_millis(1);
 /// How often the ledger is brought up to date.
 const REPORT: Duration = Duration::from_secs(1);
 /// About the same thing.
@@ -157,6 +157,7 @@ struct Agent {
     started: Instant,
     snapshot: Snapshot,
     plan: Plan,
+    early: EarlyLooks,
     report_at: Duration,
     reported_at: Duration,
     /// Decisions since the ledger was brought up to date.
@@ -261,6 +262,7 @@ impl Agent {
             started: Instant::now(),
             snapshot: Snapshot::default(),
             plan: Plan::default(),
+            early: EarlyLooks::new(),
             report_at: Duration::ZERO,
             reported_at: Duration::ZERO,
             changes: Vec::new(),
@@ -335,7 +337,7 @@ impl Agent {
     async fn run(&mut self) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut next_tick = Duration::ZERO;
+        let (mut due, mut next_tick) = (Duration::ZERO, Duration::ZERO);
         let mut onset = None;
         loop {
             tokio::select! {
@@ -348,14 +350,16 @@ impl Agent {
                         onset.get_or_insert(told);
                     }
                     ready.clear_ready();
-                    // Trouble of many groups at once must not keep the loop busy.
-                    next_tick = next_tick.min((self.snapshot.taken_at + EARLY).max(self.started.elapsed()));
+                    if let Some(early) = self.early.next() {
+                        next_tick = next_tick.min(early.max(self.started.elapsed()));
+                    }
                 }
                 () = tokio::time::sleep_until((self.started + next_tick).into()) => {
-                    self.tick(onset.take());
+                    self.tick(onset.take(), next_tick < due);
                     let now = self.snapshot.taken_at;
                     let tick = self.tick_length();
-                    next_tick = self.plan.again_at.map_or(now + tick, |at| at.clamp(now, now + tick));
+                    due = self.plan.again_at.map_or(now + tick, |at| at.clamp(now, now + tick));
+                    next_tick = due;
                 }
             }
         }
@@ -392,8 +396,8 @@ impl Agent {
         tracing::warn!(cost, %budget, directories, "{why}: {words}");
     }
 
-    /// `onset`: what made the loop look now and not later.
-    fn tick(&mut self, onset: Option<Onset>) {
+    /// `onset`: the first one told since the last tick. `is_early`: it made the loop look now and not later.
+    fn tick(&mut self, onset: Option<Onset>, is_early: bool) {
         let now = self.started.elapsed();
         self.renew_lease();
         if let Some(cluster) = &mut self.cluster {
@@ -415,7 +419,8 @@ impl Agent {
         if is_decision && let (Some(change), Some(onset)) = (self.changes.last_mut(), onset) {
             change.reaction = Some(Reaction { onset_at: onset.at, in_force_at: clock::monotonic() });
         }
-        self.counts.early_ticks += u64::from(onset.is_some());
+        self.early.looked(now, is_early, is_decision);
+        self.counts.early_ticks += u64::from(is_early);
         self.log.flush();
         self.counts.ticks += 1;
         if now >= self.report_at {

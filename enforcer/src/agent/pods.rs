@@ -329,6 +329,16 @@ mod tests {
     }
 
     #[test]
+    fn a_first_promise_makes_another_group_for_only_those_have_a_row_in_the_probes_tables() {
+        let state = tempfile::tempdir().unwrap();
+        let mut roster = Roster::new(Kubernetes { pods_max: 8, ..Kubernetes::default() }, 2, state.path());
+        assert_eq!(ids(&roster.put(pod("a", "LS"), SECOND)), [(true, 2)]);
+        let promised = Pod { slo: Some(r#"{"requestLatency":{"p99":"5ms"}}"#.to_owned()), ..pod("a", "LS") };
+        assert_eq!(ids(&roster.put(promised, SECOND)), [(false, 2), (true, 3)]);
+        assert_eq!(ids(&roster.put(pod("a", "LS"), SECOND)), [(false, 3), (true, 4)]);
+    }
+
+    #[test]
     fn an_annotation_that_cannot_be_read_is_told_once_and_the_default_holds() {
         let state = tempfile::tempdir().unwrap();
         let mut roster = roster(8, state.path());
