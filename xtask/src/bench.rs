@@ -75,6 +75,9 @@ enum What {
         /// How long each of the four scenes is watched, a minute to converge not counted.
         #[arg(long, default_value_t = 10)]
         minutes: u32,
+        /// These scenes only: steady, steady_by_quota, own_quota, own_load (repeat for several).
+        #[arg(long)]
+        scene: Vec<String>,
     },
     /// CPU and memory of the agent on a node of a cluster: with 80 idle pods, and with 500 of which some come and go.
     Node {
@@ -149,7 +152,12 @@ pub fn run(args: &Args) -> Result<()> {
             let (windows, rounds) = (windows.to_string(), rounds.to_string());
             (output, figures(&["latency", "--windows", &windows, "--rounds", &rounds])?)
         }
-        What::Rest { output, minutes } => (output, figures(&["rest", "--minutes", &minutes.to_string()])?),
+        What::Rest { output, minutes, scene } => {
+            let minutes = minutes.to_string();
+            let scenes = scene.iter().flat_map(|scene| ["--scene", scene]);
+            let arguments: Vec<&str> = ["rest", "--minutes", &minutes].into_iter().chain(scenes).collect();
+            (output, figures(&arguments)?)
+        }
         What::Node { output, seconds } => {
             (output, cluster::with(|| figures(&["node", "--seconds", &seconds.to_string()]))?)
         }

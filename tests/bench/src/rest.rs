@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
+use clap::builder::PossibleValuesParser;
 use enforcer_rig::{
     agent::Agent,
     antagonist::Antagonist,
@@ -25,6 +26,9 @@ pub struct Args {
     /// How long each scene is watched.
     #[arg(long, default_value_t = 10)]
     minutes: u32,
+    /// These scenes only (repeat for several).
+    #[arg(long, value_parser = PossibleValuesParser::new(SCENES.iter().map(|scene| scene.name)))]
+    scene: Vec<String>,
 }
 
 /// One scene.
@@ -111,7 +115,8 @@ pub fn run(args: &Args) -> Result<Value> {
     let program = built("enforcer")?;
     let scratch = tempfile::Builder::new().prefix("enforcer-rest-").tempdir()?;
     let mut scenes = serde_json::Map::new();
-    for scene in &SCENES {
+    let is_chosen = |scene: &&Scene| args.scene.is_empty() || args.scene.iter().any(|name| name == scene.name);
+    for scene in SCENES.iter().filter(is_chosen) {
         eprintln!("{}: {} minutes", scene.name, args.minutes + 1);
         let seen = scene.watch(&program, scratch.path(), MINUTE * args.minutes)?;
         eprintln!("{}: limit changes per minute {:?}", scene.name, seen.changes);
