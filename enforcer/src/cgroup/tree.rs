@@ -10,7 +10,7 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
@@ -26,6 +26,11 @@ use crate::model::GroupId;
 const RESCAN: Duration = Duration::from_secs(30);
 /// The same while some directories could not be watched.
 const RESCAN_UNWATCHED: Duration = Duration::from_secs(2);
+/// So long at a time: whoever asks has other things to do.
+const SLICE: Duration = Duration::from_millis(3);
+/// Links of a directory without subdirectories, where the file system counts these; Linux' cgroups do
+/// (`kernfs_refresh_inode`).
+const LEAF_LINKS: u64 = 2;
 
 /// A directory that belongs to a group.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,6 +62,8 @@ pub struct Tree {
     watched: HashMap<WatchDescriptor, Place>,
     seen: BTreeMap<Place, Seen>,
     rescan_at: Duration,
+    /// A rescan that goes on: what is still to be looked at.
+    rescan: Option<Vec<Place>>,
     generation: u64,
     unwatched: usize,
     buffer: Vec<u8>,
@@ -103,6 +110,7 @@ impl Tree {
             watched: HashMap::new(),
             seen: BTreeMap::new(),
             rescan_at: Duration::ZERO,
+            rescan: None,
             generation: 0,
             unwatched: 0,
             buffer: vec![0; 16 << 10],
@@ -148,24 +156,27 @@ impl Tree {
             .map(String::as_str)
     }
 
-    /// What changed since the last call, oldest first. Never blocks for longer than the file system takes to answer.
+    /// What changed since the last call, oldest first. Looks at everything the first time, and when inotify lost something;
+    /// otherwise blocks for some milliseconds at most.
     pub fn poll(&mut self, now: Duration) -> Vec<Change> {
         let mut changes = Vec::new();
-        let mut everything = now >= self.rescan_at;
+        let mut everything = self.generation == 0;
         for (place, mask) in self.events() {
             if mask.contains(EventMask::Q_OVERFLOW) {
                 everything = true;
             }
             let Some((hierarchy, path)) = place else { continue };
             if mask.intersects(EventMask::CREATE | EventMask::MOVED_TO) {
-                self.visit(hierarchy, &path, &mut changes);
+                self.visit((hierarchy, path), &mut changes);
             } else if mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM) {
                 self.forget(hierarchy, &path, &mut changes);
             }
         }
         if everything {
-            self.scan(&mut changes);
-            self.rescan_at = now + if self.unwatched > 0 { RESCAN_UNWATCHED } else { RESCAN };
+            self.rescan = None;
+            self.scan(now, None, &mut changes);
+        } else if self.rescan.is_some() || now >= self.rescan_at {
+            self.scan(now, Some(Instant::now() + SLICE), &mut changes);
         }
         changes
     }
@@ -199,12 +210,18 @@ impl Tree {
         }
     }
 
-    fn scan(&mut self, changes: &mut Vec<Change>) {
-        self.generation += 1;
-        self.unwatched = 0;
-        let hierarchies: Vec<Hierarchy> = self.mounts.iter().map(|(hierarchy, _)| hierarchy).collect();
-        for hierarchy in hierarchies {
-            self.visit(hierarchy, Path::new(""), changes);
+    /// Begins to look at everything, or goes on with that, until a certain time.
+    fn scan(&mut self, now: Duration, until: Option<Instant>, changes: &mut Vec<Change>) {
+        let mut left = self.rescan.take().unwrap_or_else(|| {
+            self.generation += 1;
+            self.mounts.iter().map(|(hierarchy, _)| (hierarchy, PathBuf::new())).collect()
+        });
+        while let Some(place) = left.pop() {
+            self.look(&place, &mut left, changes);
+            if until.is_some_and(|until| Instant::now() >= until) {
+                self.rescan = Some(left);
+                return;
+            }
         }
         let gone: Vec<_> = self
             .seen
@@ -215,10 +232,21 @@ impl Tree {
         for (hierarchy, path) in gone {
             self.forget(hierarchy, &path, changes);
         }
+        self.unwatched = self.seen.values().filter(|seen| seen.watch.is_none()).count();
+        self.rescan_at = now + if self.unwatched > 0 { RESCAN_UNWATCHED } else { RESCAN };
     }
 
     /// Looks at a directory and everything below it.
-    fn visit(&mut self, hierarchy: Hierarchy, path: &Path, changes: &mut Vec<Change>) {
+    fn visit(&mut self, place: Place, changes: &mut Vec<Change>) {
+        let mut left = vec![place];
+        while let Some(place) = left.pop() {
+            self.look(&place, &mut left, changes);
+        }
+    }
+
+    /// Looks at one directory. Those below it are left to be looked at.
+    fn look(&mut self, place: &Place, left: &mut Vec<Place>, changes: &mut Vec<Change>) {
+        let (hierarchy, path) = (place.0, place.1.as_path());
         let pod = self.pod_of(path);
         let owner = self.owner_of(hierarchy, path, pod.as_deref());
         let Some(name) = path.to_str() else { return };
@@ -232,24 +260,23 @@ impl Tree {
             self.forget(hierarchy, path, changes);
             return;
         };
-        let place = (hierarchy, path.to_owned());
-        if self.seen.get(&place).is_some_and(|seen| seen.inode != inode) {
+        if self.seen.get(place).is_some_and(|seen| seen.inode != inode) {
             self.forget(hierarchy, path, changes);
         }
-        if let Some(seen) = self.seen.get_mut(&place) {
+        if let Some(seen) = self.seen.get_mut(place) {
             seen.generation = self.generation;
         } else {
             if let (Some(pods), Some(pod)) = (&mut self.pods, &pod) {
                 pods.directories.entry(pod.clone()).or_default().insert(place.clone());
             }
             let seen = Seen { inode, pod, owner, watch: None, generation: self.generation };
-            changes.extend(seen.directory(&place).map(Change::Appeared));
+            changes.extend(seen.directory(place).map(Change::Appeared));
             self.seen.insert(place.clone(), seen);
         }
         // Watch first, list afterwards: what is made in between is reported twice rather than never.
-        self.watch(&place, &directory);
-        for name in subdirectories(&directory) {
-            self.visit(hierarchy, &path.join(name), changes);
+        self.watch(place, &directory);
+        if fs::metadata(&directory).is_ok_and(|metadata| metadata.nlink() != LEAF_LINKS) {
+            left.extend(subdirectories(&directory).map(|name| (hierarchy, path.join(name))));
         }
     }
 
@@ -495,5 +522,25 @@ mod tests {
         assert!(host.changes().is_empty());
         host.now += RESCAN;
         assert_eq!(host.changes(), ["+0 web/b", "-0 web/a"]);
+    }
+
+    #[test]
+    fn a_rescan_goes_on_where_it_left_off() {
+        let mut host = Host::new(&[(0, "web")]);
+        for place in 0..5 {
+            host.make(&format!("web/{place}"));
+        }
+        host.changes();
+        host.tree.inotify = None;
+        host.make("web/new");
+        host.remove("web/0");
+        let mut changes = Vec::new();
+        // One directory at a time.
+        let slices = (1..100).find(|_| {
+            host.tree.scan(host.now, Some(Instant::now()), &mut changes);
+            host.tree.rescan.is_none()
+        });
+        assert!(slices > Some(5), "{slices:?}");
+        assert_eq!(lines(&changes), ["+0 web/new", "-0 web/0"]);
     }
 }
