@@ -4,17 +4,17 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::{Duration, Instant},
+    process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use enforcer::report::status::Status;
 use enforcer_rig::{
-    address,
-    process::{Process, built, exec_in},
+    agent::spawn,
+    process::{Process, built},
+    wait,
 };
-use rustix::process::Signal;
 
 /// Until something that should happen is given up on. Generous: virtual machines without hardware support are slow.
 pub const PATIENCE: Duration = Duration::from_mins(1);
@@ -93,14 +93,8 @@ impl Agent {
     /// # Errors
     /// Where it cannot be started.
     pub fn spawn(files: &Files, policy: &str, more: &[&str]) -> Result<Self> {
-        let policy = files.policy(policy)?;
-        let address = address::free()?;
-        let mut command = exec_in(None, Signal::TERM, &built("enforcer")?)?;
-        command.args(["agent", "--listen", &address.to_string(), "--policy"]).arg(&policy);
-        command.arg("--state-dir").arg(files.path().join("state")).args(more);
-        let log = fs::File::options().create(true).append(true).open(files.path().join("log"))?;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let process = Process::start("the agent", &mut command)?;
+        let log = files.path().join("log");
+        let (process, address) = spawn(&built("enforcer")?, files.path(), policy, Some(&log), more)?;
         Ok(Self { process, address, directory: files.path().to_owned() })
     }
 
@@ -147,18 +141,16 @@ impl Agent {
     /// # Errors
     /// Where it does not come to be so, or the agent ends.
     pub fn wait_for(&mut self, what: &str, mut is_so: impl FnMut(&mut Self) -> Result<bool>) -> Result<()> {
-        let until = Instant::now() + PATIENCE;
-        loop {
+        wait::until(what, PATIENCE, wait::LOOK, || {
             if is_so(self)? {
-                return Ok(());
+                return Ok(true);
             }
             if !self.process.is_running() {
                 let log = fs::read_to_string(self.directory.join("log")).unwrap_or_default();
                 bail!("the agent ended while waiting until {what}; its log:\n{log}");
             }
-            ensure!(Instant::now() < until, "waited {PATIENCE:?} in vain until {what}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+            Ok(false)
+        })
     }
 
     /// Ends the agent as Kubernetes would.

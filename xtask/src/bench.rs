@@ -75,7 +75,7 @@ enum What {
         /// How long each of the four scenes is watched, a minute to converge not counted.
         #[arg(long, default_value_t = 10)]
         minutes: u32,
-        /// These scenes only: steady, steady_by_quota, own_quota, own_load (repeat for several).
+        /// These scenes only: `steady`, `steady_by_quota`, `own_quota`, `own_load` (repeat for several).
         #[arg(long)]
         scene: Vec<String>,
     },

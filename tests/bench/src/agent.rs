@@ -6,10 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
-use enforcer_rig::{agent::Agent, interrupt, sandbox::Sandbox};
+use anyhow::{Context as _, Result};
+use enforcer_rig::{agent::Agent, interrupt, sandbox::Sandbox, wait};
 use serde::Deserialize;
 use serde_json::{Value, json};
+
+/// For all groups to be counted, and how often to look.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LOOK_UP: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -83,15 +87,12 @@ fn policy_text(sandbox: &Sandbox, groups: usize) -> Result<String> {
 
 /// The status once every group is counted.
 fn wait_for(agent: &mut Agent, groups: usize) -> Result<Status> {
-    let until = Instant::now() + Duration::from_secs(30);
-    loop {
+    let mut last = None;
+    wait::until(&format!("the agent counts all {groups} groups"), PATIENCE, LOOK_UP, || {
         agent.check()?;
-        if let Ok(status) = agent.status::<Status>()
-            && status.groups.iter().filter(|group| group.cgroups > 0).count() == groups
-        {
-            return Ok(status);
-        }
-        ensure!(Instant::now() < until, "the agent does not count all {groups} groups after 30 s");
-        interrupt::sleep(Duration::from_millis(100))?;
-    }
+        last = agent.status::<Status>().ok();
+        let counted = last.iter().flat_map(|status| &status.groups).filter(|group| group.cgroups > 0);
+        Ok(counted.count() == groups)
+    })?;
+    last.context("BUG: it was just looked at")
 }

@@ -11,15 +11,15 @@ use enforcer_rig::{
     agent::Agent,
     antagonist::Antagonist,
     arrivals::Profile,
-    cast, interrupt,
+    cast,
+    client::Load,
+    interrupt,
     process::{Process, built, piped, workload_in},
     sandbox::Sandbox,
     work::monotonic,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-
-use crate::r#loop::stage::open_loop;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -115,7 +115,8 @@ pub fn run(args: &Args) -> Result<Value> {
     let program = built("enforcer")?;
     let scratch = tempfile::Builder::new().prefix("enforcer-rest-").tempdir()?;
     let mut scenes = serde_json::Map::new();
-    let is_chosen = |scene: &&Scene| args.scene.is_empty() || args.scene.iter().any(|name| name == scene.name);
+    let is_chosen =
+        |scene: &&Scene| args.scene.is_empty() || args.scene.iter().any(|name| name == scene.name);
     for scene in SCENES.iter().filter(is_chosen) {
         eprintln!("{}: {} minutes", scene.name, args.minutes + 1);
         let seen = scene.watch(&program, scratch.path(), MINUTE * args.minutes)?;
@@ -137,7 +138,7 @@ impl Scene {
         command.args(["serve", "--steps", "0", "--memory-mib", "1", "--spin-us", &self.spin_us.to_string()]);
         let mut server = Process::start("the LS server", piped(&mut command))?;
         let address = server.first_line()?.parse()?;
-        let _client = cast::client(address, &open_loop(Profile::constant(self.rate_hz), 24 * 3600))?;
+        let _client = cast::client(address, &Load::open_loop(Profile::constant(self.rate_hz), 24 * 3600))?;
         let _antagonist = cast::antagonist(Antagonist::CpuSpin, &be, &[], &scratch.join("work"))?;
         let log = scratch.join("agent.log");
         let mut policy = enforcer_rig::agent::policy(&sandbox, Some(self.slo), 100);

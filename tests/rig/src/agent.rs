@@ -1,21 +1,16 @@
 //! The agent as a process.
 
-use std::{
-    fs,
-    net::SocketAddr,
-    path::Path,
-    process::Stdio,
-    time::{Duration, Instant},
-};
+use std::{fs, net::SocketAddr, path::Path, process::Stdio, time::Duration};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    address, interrupt,
+    address,
     process::{Process, exec_in},
     sandbox::{Group, Sandbox},
+    wait,
 };
 
 /// Until something listens or is ready.
@@ -40,9 +35,33 @@ pub fn policy(sandbox: &Sandbox, slo: Option<Duration>, floor_milli_cores: u32) 
     )
 }
 
+/// Starts one with a policy, and tells where it will listen. Its policy and state are in `directory`. It logs to the end of
+/// `log`, or to standard error.
+///
+/// # Errors
+/// Where it cannot be started.
+pub fn spawn(
+    program: &Path,
+    directory: &Path,
+    policy: &str,
+    log: Option<&Path>,
+    arguments: &[&str],
+) -> Result<(Process, SocketAddr)> {
+    let policy_path = directory.join("policy.yaml");
+    fs::write(&policy_path, policy).with_context(|| format!("cannot write {}", policy_path.display()))?;
+    let address = address::free()?;
+    let mut command = exec_in(None, Signal::TERM, program)?;
+    command.args(["agent", "--listen", &address.to_string(), "--policy"]).arg(&policy_path);
+    command.arg("--state-dir").arg(directory.join("state")).args(arguments);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    if let Some(log) = log {
+        command.stderr(fs::File::options().create(true).append(true).open(log)?);
+    }
+    Ok((Process::start("the agent", &mut command)?, address))
+}
+
 impl Agent {
-    /// Starts it with a policy and waits until it is ready. Its policy and state are in `directory`. It logs to the end of
-    /// `log`, or to standard error.
+    /// Starts one as [`spawn`] does, and waits until it is ready.
     ///
     /// # Errors
     /// Where it does not start.
@@ -53,18 +72,9 @@ impl Agent {
         log: Option<&Path>,
         arguments: &[&str],
     ) -> Result<Self> {
-        let policy_path = directory.join("policy.yaml");
-        fs::write(&policy_path, policy).with_context(|| format!("cannot write {}", policy_path.display()))?;
-        let address = address::free()?;
-        let mut command = exec_in(None, Signal::TERM, program)?;
-        command.args(["agent", "--listen", &address.to_string(), "--policy"]).arg(&policy_path);
-        command.arg("--state-dir").arg(directory.join("state")).args(arguments);
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        if let Some(log) = log {
-            command.stderr(fs::File::options().create(true).append(true).open(log)?);
-        }
-        let mut agent = Self { process: Process::start("the agent", &mut command)?, address };
-        wait_until("the agent is ready", || {
+        let (process, address) = spawn(program, directory, policy, log, arguments)?;
+        let mut agent = Self { process, address };
+        wait::until("the agent is ready", PATIENCE, wait::LOOK, || {
             agent.check()?;
             let ready = minreq::get(format!("http://{address}/readyz")).with_timeout(1).send();
             Ok(ready.is_ok_and(|answer| answer.status_code == 200))
@@ -138,19 +148,4 @@ impl Drop for Agent {
 pub fn served(address: SocketAddr, path: &str) -> Result<String> {
     let answer = minreq::get(format!("http://{address}{path}")).with_timeout(5).send();
     Ok(answer.context("the agent does not answer")?.as_str()?.to_owned())
-}
-
-/// Waits for something, but not for ever.
-///
-/// # Errors
-/// What `is_so` says; where it takes too long; where the user wants to stop.
-pub fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let until = Instant::now() + PATIENCE;
-    while !is_so()? {
-        if Instant::now() > until {
-            bail!("waited {} s in vain until {what}", PATIENCE.as_secs());
-        }
-        interrupt::sleep(Duration::from_millis(20))?;
-    }
-    Ok(())
 }

@@ -46,6 +46,22 @@ pub struct Load {
     pub slo_us: Option<f64>,
 }
 
+impl Load {
+    /// Requests by a profile for so many seconds, over enough connections that none has to wait for one.
+    pub fn open_loop(profile: Profile, seconds: u32) -> Self {
+        Self {
+            profile,
+            saturate: false,
+            connections: 32,
+            seconds: seconds.into(),
+            warm_up_seconds: 1.0,
+            seed: 1,
+            protocol: Protocol::Echo,
+            slo_us: None,
+        }
+    }
+}
+
 struct Connection {
     stream: TcpStream,
     /// When the request it is busy with should have been sent.

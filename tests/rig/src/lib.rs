@@ -23,4 +23,5 @@ pub mod sandbox;
 pub mod server;
 pub mod service;
 pub mod spread;
+pub mod wait;
 pub mod work;

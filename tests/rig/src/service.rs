@@ -5,19 +5,22 @@ use std::{
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::Stdio,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use rustix::process::Signal;
 
 use crate::{
-    address,
-    agent::wait_until,
-    cast,
+    address, cast,
     process::{Process, exec_in, installed},
     protocol::Protocol,
     sandbox::Group,
+    wait,
 };
+
+/// Until it listens.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The latency-sensitive server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -80,7 +83,9 @@ impl Service {
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let server = Process::start(program, &mut command)?;
-        wait_until(&format!("{program} listens"), || Ok(TcpStream::connect(address).is_ok()))?;
+        wait::until(&format!("{program} listens"), PATIENCE, wait::LOOK, || {
+            Ok(TcpStream::connect(address).is_ok())
+        })?;
         Ok((server, address))
     }
 }

@@ -4,16 +4,21 @@ use std::{
     fs,
     net::{SocketAddr, TcpStream},
     path::PathBuf,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use enforcer::cgroup::kubepods::PodQos;
-use enforcer_rig::cluster::{Cluster, WORKLOAD_IMAGE};
+use enforcer_rig::{
+    cluster::{Cluster, WORKLOAD_IMAGE},
+    wait,
+};
 use serde_json::{Value, json};
 
 /// Until something that should happen is given up on.
 pub const PATIENCE: Duration = Duration::from_mins(1);
+/// Between two looks at something that the cluster is to bring about.
+const LOOK_UP: Duration = Duration::from_millis(200);
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -228,16 +233,15 @@ impl Drop for Pod<'_> {
 
 /// Waits until something is so. What cannot be asked for a while may come to be so all the same.
 pub fn wait_for(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let until = Instant::now() + PATIENCE;
-    loop {
+    let mut failure = None;
+    let waited = wait::until(what, PATIENCE, LOOK_UP, || {
         let outcome = is_so();
-        if matches!(outcome, Ok(true)) {
-            return Ok(());
-        }
-        if Instant::now() > until {
-            outcome.with_context(|| format!("waited {PATIENCE:?} in vain until {what}"))?;
-            bail!("waited {PATIENCE:?} in vain until {what}");
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
+        let is_so = matches!(outcome, Ok(true));
+        failure = outcome.err();
+        Ok(is_so)
+    });
+    waited.map_err(|vain| match failure {
+        Some(failure) => failure.context(vain),
+        None => vain,
+    })
 }

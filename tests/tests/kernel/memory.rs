@@ -3,7 +3,6 @@
 use std::{
     path::Path,
     process::Stdio,
-    thread::sleep,
     time::{Duration, Instant},
 };
 
@@ -23,6 +22,7 @@ use enforcer_ebpf::layout::{Drop, StallCause};
 use enforcer_rig::{
     process::{Process, workload_in},
     sandbox::{Group, Sandbox},
+    wait,
 };
 use enforcer_tests::agent::{Agent, Files, PATIENCE};
 
@@ -116,13 +116,8 @@ fn cache_filler(group: &Group, file: &Path) -> Result<Process> {
     Process::start("a page cache filler", command.stdin(Stdio::null()).stdout(Stdio::null()))
 }
 
-pub fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let until = Instant::now() + PATIENCE;
-    while !is_so()? {
-        ensure!(Instant::now() < until, "waited {PATIENCE:?} in vain until {what}");
-        sleep(Duration::from_millis(20));
-    }
-    Ok(())
+pub fn wait_until(what: &str, is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    wait::until(what, PATIENCE, wait::LOOK, is_so)
 }
 
 /// One process at a time: what it stalls is at most the time that passes, and PSI sees it as well.

@@ -26,7 +26,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::rank::spearman;
-use crate::{compared, r#loop::stage::open_loop};
+use crate::compared;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -121,7 +121,7 @@ impl Stage {
             connections: CONNECTIONS,
             protocol: self.server.protocol(),
             seed: u64::from(round) + 1,
-            ..open_loop(Profile::constant(1.0), seconds)
+            ..Load::open_loop(Profile::constant(1.0), seconds)
         }
     }
 }

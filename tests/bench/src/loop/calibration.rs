@@ -7,7 +7,7 @@ use enforcer_rig::{
     spread::Spread,
 };
 
-use super::stage::{Stage, open_loop};
+use super::stage::Stage;
 
 /// Of each try of a rate.
 const TRY_SECONDS: u32 = 2;
@@ -30,7 +30,7 @@ const WINDOW_SECONDS: u32 = 10;
 ///
 /// `alone`: puts a load on the server and nothing else.
 pub fn sane_hz(alone: impl Fn(&Load) -> Result<Report>) -> Result<f64> {
-    let load = |rate| open_loop(Profile::constant(rate), TRY_SECONDS);
+    let load = |rate| Load::open_loop(Profile::constant(rate), TRY_SECONDS);
     let saturating = Load { saturate: true, connections: SATURATING_CONNECTIONS, ..load(1.0) };
     let saturation_hz = alone(&saturating)?.requests as f64 / f64::from(TRY_SECONDS);
     let sane_us = SANE_FACTOR * alone(&load(saturation_hz / 10.0))?.p50_us;
@@ -51,7 +51,7 @@ pub fn sane_hz(alone: impl Fn(&Load) -> Result<Report>) -> Result<f64> {
 pub fn slo_us(stage: &Stage, rate: f64) -> Result<f64> {
     let seconds = stage.settings.seconds.min(WINDOW_SECONDS);
     let p99_us = |time: u32| {
-        let load = Load { seed: u64::from(time) + 1, ..open_loop(Profile::constant(rate), seconds) };
+        let load = Load { seed: u64::from(time) + 1, ..Load::open_loop(Profile::constant(rate), seconds) };
         Ok(stage.alone(&load)?.p99_us)
     };
     let alone = Spread::of((0..TIMES).map(p99_us).collect::<Result<Vec<_>>>()?);

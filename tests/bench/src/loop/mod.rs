@@ -3,14 +3,14 @@
 //! A cell is one policy in one scenario for some seconds. Rounds are outermost and policies innermost, so that drift of the
 //! host hits all policies alike.
 
-pub mod calibration;
+mod calibration;
 mod interval;
 mod matrix;
 mod page;
 mod policy;
 mod record;
 mod scenario;
-pub mod stage;
+mod stage;
 mod subset;
 mod summary;
 mod table;

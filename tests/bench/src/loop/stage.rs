@@ -16,7 +16,6 @@ use enforcer_rig::{
     cpuset::Cpuset,
     interrupt,
     process::Process,
-    protocol::Protocol,
     sandbox::{Group, Sandbox},
     work::Work,
 };
@@ -154,22 +153,8 @@ impl Stage {
             warm_up_seconds: self.settings.warm_up_seconds.into(),
             seed: round as u64 + 1,
             slo_us: Some(slo_us),
-            ..open_loop(profile, self.settings.seconds)
+            ..Load::open_loop(profile, self.settings.seconds)
         }
-    }
-}
-
-/// Requests by a profile for so many seconds.
-pub fn open_loop(profile: Profile, seconds: u32) -> Load {
-    Load {
-        profile,
-        saturate: false,
-        connections: 32,
-        seconds: seconds.into(),
-        warm_up_seconds: 1.0,
-        seed: 1,
-        protocol: Protocol::Echo,
-        slo_us: None,
     }
 }
 

@@ -14,6 +14,7 @@ use enforcer_rig::{
     cluster::{Cluster, install::GENEROUS},
     interrupt,
     process::built,
+    wait,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -34,6 +35,8 @@ pub struct Args {
     seconds: u64,
 }
 
+/// For all pods to be counted.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Until what the start took is over.
 const SETTLED: Duration = Duration::from_secs(20);
 /// How often memory is looked at.
@@ -86,7 +89,7 @@ fn start_agent(cluster: &Cluster, node: &str, directory: &Path, limits: &str) ->
 
 /// Waits until the agent counts so many pods.
 fn wait_for_pods(agent: &mut Agent, pods: usize) -> Result<()> {
-    enforcer_rig::agent::wait_until(&format!("the agent counts {pods} pods"), || {
+    wait::until(&format!("the agent counts {pods} pods"), PATIENCE, wait::LOOK, || {
         agent.check()?;
         Ok(agent.status::<Status>()?.pods() == pods)
     })

@@ -12,7 +12,9 @@ use anyhow::{Context as _, Result, ensure};
 use enforcer_rig::{
     agent::Agent,
     arrivals::Profile,
-    cast, interrupt,
+    cast,
+    client::Load,
+    interrupt,
     process::{Process, built, piped, workload_in},
     sandbox::{Group, Sandbox},
     work::monotonic,
@@ -20,10 +22,7 @@ use enforcer_rig::{
 use serde_json::{Value, json};
 
 use self::strike::{Stage, Strike};
-use crate::{
-    koordinator::{Lever, Suppressor},
-    r#loop::stage::open_loop,
-};
+use crate::koordinator::{Lever, Suppressor};
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -60,7 +59,7 @@ pub fn run(args: &Args) -> Result<Value> {
     command.args(["serve", "--steps", "0", "--memory-mib", "1", "--spin-us", &SPIN_US.to_string()]);
     let mut server = Process::start("the LS server", piped(&mut command))?;
     let address = server.first_line()?.parse()?;
-    let _client = cast::client(address, &open_loop(Profile::constant(RATE_HZ), 24 * 3600))?;
+    let _client = cast::client(address, &Load::open_loop(Profile::constant(RATE_HZ), 24 * 3600))?;
     let stage = Stage::new(&be, scratch.path())?;
 
     let (mut enforced, mut by_rule) = (Vec::new(), Vec::new());

@@ -5,13 +5,13 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 
 use super::{Cluster, daemon::Daemon};
-use crate::interrupt;
+use crate::wait;
 
 /// How often to look whether something has happened.
 const LOOK_UP: Duration = Duration::from_millis(200);
@@ -83,9 +83,10 @@ impl Cluster {
         patience: Duration,
         mut is_so: impl FnMut() -> Result<bool>,
     ) -> Result<()> {
-        let until = Instant::now() + patience;
-        while !is_so()? {
-            interrupt::sleep(LOOK_UP)?;
+        wait::until(what, patience, LOOK_UP, || {
+            if is_so()? {
+                return Ok(true);
+            }
             if let Some(ended) = self.daemons.iter().find(|daemon| !daemon.is_running()) {
                 bail!(
                     "{} has ended by itself; its last words:\n{}",
@@ -93,9 +94,8 @@ impl Cluster {
                     self.last_words(&ended.name)
                 );
             }
-            ensure!(Instant::now() < until, "waited {} s in vain until {what}", patience.as_secs());
-        }
-        Ok(())
+            Ok(false)
+        })
     }
 
     fn spawn(&self, name: &str, program: &Path, arguments: &[String]) -> Result<Daemon> {
