@@ -1,11 +1,13 @@
 //! Owner's values, on disk before they are replaced.
 //!
-//! A small JSON file on a tmpfs (`/run/enforcer/journal.json`), replaced as a whole by rename, so that it is never seen
-//! half-written.
+//! A file on a tmpfs (`/run/enforcer/journal.jsonl`), one line of JSON per change: of thousands of settings a few change at a
+//! time. When it has grown, or could not be appended to, it is replaced as a whole by rename. A line without an end says
+//! nothing: what it announces was not written.
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    io::{self, Write as _},
     os::unix::fs::MetadataExt as _,
     path::{Component, Path, PathBuf},
     time::{Duration, Instant},
@@ -20,8 +22,10 @@ use crate::cgroup::{
     setting::{self, Knob, Setting, SettingFile},
 };
 
-const FILE: &str = "journal.json";
+const FILE: &str = "journal.jsonl";
 const LOCK: &str = "lock";
+/// Lines that are out of date may be as many as the others, and so many more.
+const OUTDATED: usize = 100;
 
 /// Why owner's values cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +36,16 @@ pub enum Error {
     Busy(PathBuf),
     #[error("{path} is no journal ({what}): look at it, restore by hand what it names, and remove it")]
     Garbled { path: PathBuf, what: String },
+}
+
+/// What a line says of a setting. The last one holds.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line<E> {
+    /// The owner's value is replaced, or about to be.
+    Held(E),
+    /// It is in force again, or the directory went.
+    Released { knob: Knob, directory: PathBuf },
 }
 
 /// One setting of a directory that enforcer replaced.
@@ -147,8 +161,12 @@ pub struct Restored {
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    /// What is on disk, and how each entry is written there: of thousands a few change at a time.
-    saved: BTreeMap<Key, (Entry, String)>,
+    /// What an earlier process left behind.
+    left: Vec<Entry>,
+    /// Open at its end, with so many lines. `None`: written anew at the next change.
+    file: Option<(fs::File, usize)>,
+    /// Reused: the lines of one change.
+    text: Vec<u8>,
     #[expect(dead_code, reason = "locked while open")]
     lock: fs::File,
 }
@@ -171,8 +189,8 @@ impl Journal {
             err => Error::Io { path: lock_path, source: err.into() },
         })?;
         let path = state_dir.join(FILE);
-        let saved = read(&path)?.into_iter().map(|entry| (entry.key(), written(entry))).collect();
-        Ok(Self { path, saved, lock })
+        let left = read(&path)?;
+        Ok(Self { path, left, file: None, text: Vec::new(), lock })
     }
 
     /// Opens the journal as soon as whoever holds it lets go of it: a guardian holds it for a moment.
@@ -189,32 +207,57 @@ impl Journal {
         }
     }
 
-    /// Writes down which values are replaced now, if that changed.
+    /// Writes down what holds now of the settings that changed since the last call. `entries`: all whose owner's values are
+    /// replaced.
     ///
     /// # Errors
-    /// What the file system says.
-    pub fn save(&mut self, entries: &BTreeMap<Key, impl AsRef<Entry>>) -> Result<(), Error> {
-        let saved = self.saved.values().map(|(entry, _)| entry);
-        if entries.values().map(AsRef::as_ref).eq(saved) {
+    /// What the file system says; then it cannot be relied upon that any of it is there.
+    pub fn save<'a>(
+        &mut self,
+        changed: impl IntoIterator<Item = &'a Key>,
+        entries: &BTreeMap<Key, impl AsRef<Entry>>,
+    ) -> Result<(), Error> {
+        self.text.clear();
+        let mut lines = 0;
+        for key in changed {
+            let line = match entries.get(key) {
+                Some(entry) => Line::Held(entry.as_ref()),
+                None => Line::Released { knob: key.knob, directory: key.path.clone() },
+            };
+            push(&line, &mut self.text);
+            lines += 1;
+        }
+        if lines == 0 || self.append(lines, entries.len()) {
             return Ok(());
         }
-        self.saved.retain(|key, _| entries.contains_key(key));
-        for (key, entry) in entries {
-            let entry = entry.as_ref();
-            match self.saved.get_mut(key) {
-                Some(saved) if saved.0 == *entry => {}
-                Some(saved) => *saved = written(entry.clone()),
-                None => drop(self.saved.insert(key.clone(), written(entry.clone()))),
-            }
+        self.write_anew(entries).map_err(|source| Error::Io { path: self.path.clone(), source })
+    }
+
+    /// Whether the lines are in the file now. `held`: lines that a new one would have.
+    fn append(&mut self, lines: usize, held: usize) -> bool {
+        // Half a line may be there after an error: only a new file will do.
+        let Some((mut file, count)) = self.file.take() else { return false };
+        let count = count + lines;
+        let is_there = file.metadata().is_ok_and(|metadata| metadata.nlink() > 0);
+        let has_grown = held == 0 || count > 2 * held + OUTDATED;
+        if !is_there || has_grown || file.write_all(&self.text).is_err() {
+            return false;
         }
-        let lines: Vec<&str> = self.saved.values().map(|(_, text)| text.as_str()).collect();
-        let text = format!("[\n{}\n]\n", lines.join(",\n"));
+        self.file = Some((file, count));
+        true
+    }
+
+    fn write_anew(&mut self, entries: &BTreeMap<Key, impl AsRef<Entry>>) -> io::Result<()> {
+        self.text.clear();
+        for entry in entries.values() {
+            push(&Line::Held(entry.as_ref()), &mut self.text);
+        }
         let new = self.path.with_extension("new");
-        fs::write(&new, text).and_then(|()| fs::rename(&new, &self.path)).map_err(|source| {
-            // Nothing of it counts as saved.
-            self.saved.clear();
-            Error::Io { path: self.path.clone(), source }
-        })
+        let mut file = fs::File::create(&new)?;
+        file.write_all(&self.text)?;
+        fs::rename(&new, &self.path)?;
+        self.file = Some((file, entries.len()));
+        Ok(())
     }
 
     /// Restores what a former process left behind, and forgets it.
@@ -223,20 +266,19 @@ impl Journal {
     /// Where the journal cannot be written; single files that could not be restored are listed in the result and stay
     /// in the journal.
     pub fn restore(&mut self, mounts: &Mounts) -> Result<Restored, Error> {
-        let saved = std::mem::take(&mut self.saved).into_values().map(|(entry, _)| entry);
-        let (restored, left) = restore_all(saved.collect(), mounts);
-        // What was saved is no longer known to be there: write in any case.
-        if left.is_empty() {
+        let (restored, left) = restore_all(std::mem::take(&mut self.left), mounts);
+        self.file = None;
+        let written = if left.is_empty() {
             match fs::remove_file(&self.path) {
-                Ok(()) => {}
-                Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(Error::Io { path: self.path.clone(), source }),
+                Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
+                _ => Ok(()),
             }
         } else {
-            let left: BTreeMap<Key, Entry> = left.into_iter().map(|entry| (entry.key(), entry)).collect();
-            self.save(&left)?;
-        }
-        Ok(restored)
+            let entries: BTreeMap<Key, &Entry> = left.iter().map(|entry| (entry.key(), entry)).collect();
+            self.write_anew(&entries)
+        };
+        self.left = left;
+        written.map(|()| restored).map_err(|source| Error::Io { path: self.path.clone(), source })
     }
 }
 
@@ -250,27 +292,36 @@ pub fn restore_over_its_head(state_dir: &Path, mounts: &Mounts) -> Result<Restor
     Ok(restored)
 }
 
-/// An entry and its line.
-fn written(entry: Entry) -> (Entry, String) {
-    let text = serde_json::to_string(&entry).expect("BUG: entries are plain data");
-    (entry, text)
+fn push(line: &Line<&Entry>, text: &mut Vec<u8>) {
+    serde_json::to_writer(&mut *text, line).expect("BUG: lines are plain data");
+    text.push(b'\n');
 }
 
+/// In the order of restoring: the quick levers first, a frozen group above all; then parents, because a v1 child may not be above
+/// its parent.
 fn read(path: &Path) -> Result<Vec<Entry>, Error> {
-    match fs::read(path) {
-        Ok(text) => serde_json::from_slice(&text)
-            .map_err(|err| Error::Garbled { path: path.to_owned(), what: err.to_string() }),
-        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(source) => Err(Error::Io { path: path.to_owned(), source }),
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(Error::Io { path: path.to_owned(), source }),
+    };
+    let mut entries = BTreeMap::new();
+    for line in text.split_inclusive(|byte| *byte == b'\n') {
+        match serde_json::from_slice(line) {
+            Ok(Line::Held(entry)) => drop(entries.insert(Entry::key(&entry), entry)),
+            Ok(Line::Released { knob, directory }) => drop(entries.remove(&Key::new(knob, directory))),
+            // Whoever wrote it was killed meanwhile, or is at it right now.
+            Err(err) if err.is_eof() && !line.ends_with(b"\n") => {}
+            Err(err) => return Err(Error::Garbled { path: path.to_owned(), what: err.to_string() }),
+        }
     }
+    Ok(entries.into_values().collect())
 }
 
 /// Also returns what could not be restored.
-fn restore_all(mut entries: Vec<Entry>, mounts: &Mounts) -> (Restored, Vec<Entry>) {
+fn restore_all(entries: Vec<Entry>, mounts: &Mounts) -> (Restored, Vec<Entry>) {
     let mut restored = Restored::default();
     let mut left = Vec::new();
-    // The quick levers first, a frozen group above all; then parents, because a v1 child may not be above its parent.
-    entries.sort_by_cached_key(Entry::key);
     for entry in entries {
         match restore_one(&entry, mounts) {
             Ok(true) => restored.written += 1,

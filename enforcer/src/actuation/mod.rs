@@ -4,6 +4,7 @@
 //! no longer names the directory, on exit, and at the next start after a crash. What somebody else wrote meanwhile is
 //! their wish: it becomes the owner's value.
 
+mod holdings;
 pub mod journal;
 pub mod key;
 pub mod lease;
@@ -14,15 +15,16 @@ use std::{
     borrow::Cow,
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    ops::Bound,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use self::{
-    journal::{Entry, Journal},
+    holdings::{Held, Holdings},
+    journal::Journal,
     key::Key,
-    writer::{Progress, Writer},
+    writer::Writer,
 };
 use crate::{
     cgroup::{
@@ -77,35 +79,27 @@ pub struct Target<'a> {
 pub struct Actuator {
     mounts: Mounts,
     journal: Journal,
-    /// Parents before their children, which is the order of restoring: a v1 parent's quota must be raised first.
-    held: BTreeMap<Key, Held>,
+    held: Holdings,
+    /// Held settings that were handed over to be written.
+    pending: BTreeSet<Key>,
+    /// Held settings that may not be wanted any more.
+    loose: BTreeSet<Key>,
     compare_at: Duration,
     /// The last one that was compared; the next ones' turn is next.
     compared: Option<Key>,
     shadow: bool,
     writer: Writer,
     standing: Standing,
-    /// Standing settings that are new: the others are held already.
-    fresh: BTreeSet<Key>,
-    /// All standing settings are looked at again when this is due, or when the others change.
-    standing_at: Duration,
+    /// Standing settings that may not be in force. The others are, and are not looked at: there may be thousands.
+    unsettled: BTreeSet<Key>,
+    /// When that is seen to.
+    settle_at: Duration,
     /// What was wanted beside them last.
     planned: BTreeSet<Key>,
-    /// Something is held that nobody wants any more.
-    has_loose_ends: bool,
 }
 
 /// What is to be in force until it is replaced, whatever the plan says beside it.
 pub type Standing = BTreeMap<Key, (Directory, Setting)>;
-
-#[derive(Debug)]
-struct Held {
-    file: SettingFile,
-    entry: Entry,
-    yielded_until: Duration,
-    /// A write that may block, handed over.
-    pending: Option<Progress>,
-}
 
 /// What a call makes be in force.
 type Wanted<'a> = BTreeMap<Key, (&'a Directory, Setting)>;
@@ -113,20 +107,20 @@ type Wanted<'a> = BTreeMap<Key, (&'a Directory, Setting)>;
 impl Actuator {
     /// Holds nothing yet. In shadow mode nothing is ever written.
     pub fn new(mounts: Mounts, journal: Journal, shadow: bool) -> Self {
-        let writer = Writer::default();
         Self {
             mounts,
             journal,
-            held: BTreeMap::new(),
+            held: Holdings::default(),
+            pending: BTreeSet::new(),
+            loose: BTreeSet::new(),
             compare_at: Duration::ZERO,
             compared: None,
             shadow,
-            writer,
+            writer: Writer::default(),
             standing: Standing::new(),
-            fresh: BTreeSet::new(),
-            standing_at: Duration::ZERO,
+            unsettled: BTreeSet::new(),
+            settle_at: Duration::ZERO,
             planned: BTreeSet::new(),
-            has_loose_ends: false,
         }
     }
 
@@ -142,9 +136,14 @@ impl Actuator {
             return;
         }
         for key in gone.iter().filter(|key| !new.contains_key(key)) {
-            self.has_loose_ends |= self.standing.remove(key).is_some();
+            if self.standing.remove(key).is_some() {
+                self.loose.insert(key.clone());
+            }
         }
-        self.fresh.extend(new.keys().cloned());
+        if !new.is_empty() {
+            self.unsettled.extend(new.keys().cloned());
+            self.settle_at = Duration::ZERO;
+        }
         self.standing.extend(new);
     }
 
@@ -168,15 +167,12 @@ impl Actuator {
             }
         }
         let standing = std::mem::take(&mut self.standing);
-        let is_other_plan = self.add_standing(now, &standing, &mut wanted);
-        if is_other_plan || self.has_loose_ends {
-            let is_wanted = |key: &Key| standing.contains_key(key) || wanted.contains_key(key);
-            self.has_loose_ends = !self.release_all_but(is_wanted, &mut applied);
-        }
+        self.add_standing(now, &standing, &mut wanted);
+        self.release_loose(|key| standing.contains_key(key) || wanted.contains_key(key), &mut applied);
         let mut due = self.intend(now, wanted, &mut applied);
         // Children before their parents: a v1 parent's quota is lowered after its children's, and raised before them.
         due.sort_by_cached_key(|key| {
-            let raises = self.held.get(key).is_some_and(|held| held.entry.raises_quota());
+            let raises = self.held.get(key).is_some_and(|held| held.entry().raises_quota());
             if raises {
                 (0, Some(key.path.clone()), None)
             } else {
@@ -184,18 +180,29 @@ impl Actuator {
             }
         });
         self.standing = standing;
-        if self.save(&mut applied) {
-            for key in due {
+        let is_saved = self.save(&mut applied);
+        for key in due {
+            if is_saved {
                 self.write(&key, &mut applied);
+            } else {
+                self.take_back(&key);
             }
         }
         applied
     }
 
-    /// There may be thousands of standing settings, and they seldom change: most of the time it is enough that they are
-    /// held. Whether other settings are planned than before.
-    fn add_standing<'a>(&mut self, now: Duration, standing: &'a Standing, wanted: &mut Wanted<'a>) -> bool {
-        let is_other_plan = !self.planned.iter().eq(wanted.keys());
+    /// Adds standing settings that may not be in force to those of the plan, which go before.
+    fn add_standing<'a>(&mut self, now: Duration, standing: &'a Standing, wanted: &mut Wanted<'a>) {
+        if !self.planned.iter().eq(wanted.keys()) {
+            let planned: BTreeSet<Key> = wanted.keys().cloned().collect();
+            for key in self.planned.symmetric_difference(&planned) {
+                self.unsettled.insert(key.clone());
+                self.unsettled.extend(quotas_below(key, standing));
+                self.loose.insert(key.clone());
+            }
+            self.planned = planned;
+            self.settle_at = Duration::ZERO;
+        }
         let quotas: Vec<PathBuf> = wanted
             .iter()
             .filter(|(key, (directory, _))| {
@@ -203,70 +210,69 @@ impl Actuator {
             })
             .map(|(key, _)| key.path.clone())
             .collect();
-        if is_other_plan {
-            self.planned = wanted.keys().cloned().collect();
-        }
         for (key, (_, planned)) in wanted.iter_mut() {
             if let Some((_, setting)) = standing.get(key) {
                 *planned = planned.clone().within(setting);
             }
         }
-        let fresh = std::mem::take(&mut self.fresh);
-        if is_other_plan || now >= self.standing_at {
-            self.standing_at = now + COMPARE;
-            for (key, value) in standing {
+        if now < self.settle_at {
+            return;
+        }
+        self.settle_at = now + COMPARE;
+        for key in std::mem::take(&mut self.unsettled) {
+            if let Some((key, value)) = standing.get_key_value(&key) {
                 want_standing(key, value, &quotas, wanted);
             }
-        } else {
-            for key in &fresh {
-                if let Some((key, value)) = standing.get_key_value(key) {
-                    want_standing(key, value, &quotas, wanted);
-                }
-            }
         }
-        is_other_plan
     }
 
     /// The journal knows of it.
     fn write(&mut self, key: &Key, applied: &mut Applied) {
         let held = self.held.get_mut(key).expect("BUG: due and not held");
-        if held.entry.ours.may_block() {
-            let file = SettingFile::new(held.entry.hierarchy, key.path.clone(), key.knob);
-            held.pending = self.writer.submit(file, held.entry.ours.clone());
-            if held.pending.is_none() {
-                held.entry.take_back();
-            }
-            return;
+        let (hierarchy, ours) = (held.entry().hierarchy, &held.entry().ours);
+        if !ours.may_block() {
+            let written = held.file.write(ours);
+            return self.note(key, written, applied);
         }
-        let written = held.file.write(&held.entry.ours);
-        self.note(key, written, applied);
+        let file = SettingFile::new(hierarchy, key.path.clone(), key.knob);
+        held.pending = self.writer.submit(file, ours.clone());
+        if held.pending.is_some() {
+            self.pending.insert(key.clone());
+        } else {
+            self.take_back(key);
+        }
     }
 
     fn note(&mut self, key: &Key, written: Result<(), setting::Error>, applied: &mut Applied) {
         match written {
             Ok(()) => applied.writes += 1,
-            Err(setting::Error::Gone(_)) => drop(self.held.remove(key)),
+            Err(setting::Error::Gone(_)) => self.held.remove(key),
             Err(err) => {
-                // Tried again at the next tick.
-                if let Some(held) = self.held.get_mut(key) {
-                    held.entry.take_back();
-                }
+                self.take_back(key);
                 applied.errors.push(err.into());
             }
         }
     }
 
+    /// It was not written, and is tried again.
+    fn take_back(&mut self, key: &Key) {
+        if let Some(entry) = self.held.entry_mut(key) {
+            entry.take_back();
+        }
+        self.unsettled.insert(key.clone());
+    }
+
     /// Takes note of the writes that were handed over and are done.
     fn collect(&mut self, applied: &mut Applied) {
-        let outcome = |held: &mut Held| {
-            let outcome = held.pending.as_ref()?.take_outcome()?;
-            held.pending = None;
-            Some(outcome)
-        };
-        let all = self.held.iter_mut();
-        let done: Vec<_> = all.filter_map(|(key, held)| Some((key.clone(), outcome(held)?))).collect();
-        for (key, written) in done {
-            self.note(&key, written, applied);
+        for key in std::mem::take(&mut self.pending) {
+            let pending = self.held.get_mut(&key).and_then(|held| held.pending.take());
+            let Some(pending) = pending else { continue };
+            if let Some(written) = pending.take_outcome() {
+                self.note(&key, written, applied);
+            } else {
+                self.held.get_mut(&key).expect("BUG: just there").pending = Some(pending);
+                self.pending.insert(key);
+            }
         }
     }
 
@@ -274,7 +280,7 @@ impl Actuator {
     pub fn finish(&mut self) -> Applied {
         let until = Instant::now() + END;
         let mut applied = self.release_all();
-        while self.held.values().any(|held| held.pending.is_some()) && Instant::now() < until {
+        while !self.pending.is_empty() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
             let more = self.release_all();
             applied.writes += more.writes;
@@ -287,8 +293,10 @@ impl Actuator {
     pub fn release_all(&mut self) -> Applied {
         let mut applied = Applied::default();
         self.collect(&mut applied);
-        self.standing_at = Duration::ZERO;
-        self.has_loose_ends = !self.release_all_but(|_| false, &mut applied);
+        self.unsettled.extend(self.standing.keys().cloned());
+        self.settle_at = Duration::ZERO;
+        self.loose = self.held.keys().cloned().collect();
+        self.release_loose(|_| false, &mut applied);
         self.save(&mut applied);
         applied
     }
@@ -299,7 +307,7 @@ impl Actuator {
             let path = self.path_of(below);
             let key = Key::new(Knob::Quota, path.clone());
             let owners = match self.held.get(&key) {
-                Some(held) => Ok(held.entry.owner.clone()),
+                Some(held) => Ok(held.entry().owner.clone()),
                 None => SettingFile::new(below.hierarchy, path, Knob::Quota).read(),
             };
             if let Ok(Setting::Quota(owners)) = owners
@@ -316,43 +324,47 @@ impl Actuator {
     fn intend(&mut self, now: Duration, wanted: Wanted<'_>, applied: &mut Applied) -> Vec<Key> {
         let mut due = Vec::new();
         for (key, (directory, setting)) in wanted {
-            if !self.held.contains_key(&key) {
-                match hold(directory, &key) {
-                    Ok(held) => drop(self.held.insert(key.clone(), held)),
+            let held = match self.held.get(&key) {
+                Some(held) => held,
+                None => match Held::take(directory, &key) {
+                    Ok(held) => self.held.insert(key.clone(), held),
                     Err(setting::Error::Gone(_)) => continue,
                     Err(err) => {
+                        self.unsettled.insert(key);
                         applied.errors.push(err.into());
                         continue;
                     }
-                }
+                },
+            };
+            let setting = setting.within(&held.entry().owner);
+            if held.entry().ours == setting {
+                continue;
             }
-            let held = self.held.get_mut(&key).expect("BUG: just inserted");
-            let setting = setting.within(&held.entry.owner);
-            if held.entry.ours != setting && held.pending.is_none() && now >= held.yielded_until {
-                held.entry.intend(setting);
-                due.push(key);
+            if held.pending.is_some() || now < held.yielded_until {
+                self.unsettled.insert(key);
+                continue;
             }
+            self.held.entry_mut(&key).expect("BUG: just there").intend(setting);
+            due.push(key);
         }
         due
     }
 
-    /// Whether all that is not wanted is released; the rest is tried again at the next call.
-    fn release_all_but(&mut self, is_wanted: impl Fn(&Key) -> bool, applied: &mut Applied) -> bool {
-        let mut left = 0;
-        self.held.retain(|key, held| {
-            if is_wanted(key) {
-                return true;
+    /// Puts back the owners' values where nothing else is wanted; where that is not possible yet, at the next call.
+    fn release_loose(&mut self, is_wanted: impl Fn(&Key) -> bool, applied: &mut Applied) {
+        for key in std::mem::take(&mut self.loose) {
+            if is_wanted(&key) {
+                continue;
             }
+            let Some(held) = self.held.get_mut(&key) else { continue };
             // What waits its turn is called off. What is being written right now is overwritten, and looked at again
             // when it is done, in case it came second.
             held.pending.take_if(|pending| pending.call_off());
-            let stays = match held.entry.restore(&held.file) {
+            let is_pending = held.pending.is_some();
+            let stays = match held.entry().restore(&held.file) {
                 Ok(written) => {
                     applied.writes += u64::from(written);
-                    if held.pending.is_some() && held.entry.ours != held.entry.owner {
-                        held.entry.intend(held.entry.owner.clone());
-                    }
-                    held.pending.is_some()
+                    is_pending
                 }
                 Err(setting::Error::Gone(_)) => false,
                 Err(err) => {
@@ -361,34 +373,65 @@ impl Actuator {
                     true
                 }
             };
-            left += usize::from(stays);
-            stays
-        });
-        left == 0
+            if !stays {
+                self.held.remove(&key);
+                continue;
+            }
+            if is_pending
+                && let Some(entry) = self.held.entry_mut(&key)
+                && entry.ours != entry.owner
+            {
+                entry.intend(entry.owner.clone());
+            }
+            self.loose.insert(key);
+        }
     }
 
     /// Looks whether the files still hold what was written.
     fn compare(&mut self, now: Duration, applied: &mut Applied) {
         let some = COMPARED.max(self.held.len() / 10);
-        let after = self.compared.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let after = self.compared.take();
         // A set: what is planned may have its turn as well.
-        let mut keys: BTreeSet<Key> =
-            self.held.range((after, Bound::Unbounded)).take(some).map(|(key, _)| key.clone()).collect();
+        let mut keys: BTreeSet<Key> = self.held.after(after.as_ref(), some).cloned().collect();
         // From the beginning, once the end is reached.
         self.compared = keys.last().filter(|_| keys.len() == some).cloned();
         keys.extend(self.planned.iter().cloned());
         for key in keys {
-            if let Some(held) = self.held.get_mut(&key)
-                && !held.compare(&key.path, now, applied)
-            {
-                self.held.remove(&key);
-            }
+            self.compare_one(&key, now, applied);
         }
+    }
+
+    fn compare_one(&mut self, key: &Key, now: Duration, applied: &mut Applied) {
+        let Some(held) = self.held.get(key) else { return };
+        let entry = held.entry();
+        match held.file.read() {
+            Ok(found) if entry.is_in_force(&found) => {}
+            // It may be written right now.
+            Ok(found) if held.pending.is_some() && entry.knows(&found) => {}
+            Ok(found) => {
+                tracing::info!(cgroup = %key.path.display(), %found, ours = %entry.ours, "somebody else set this");
+                applied.foreign += 1;
+                self.yield_to(&found, key, now);
+            }
+            Err(setting::Error::Gone(_)) => self.held.remove(key),
+            Err(err) => applied.errors.push(err.into()),
+        }
+    }
+
+    /// Leaves a setting to somebody else for a while.
+    fn yield_to(&mut self, found: &Setting, key: &Key, now: Duration) {
+        if let Some(entry) = self.held.entry_mut(key) {
+            entry.adopt(found);
+        }
+        if let Some(held) = self.held.get_mut(key) {
+            held.yielded_until = now + YIELD;
+        }
+        self.unsettled.insert(key.clone());
     }
 
     /// Whether everything that is held is on disk.
     fn save(&mut self, applied: &mut Applied) -> bool {
-        let saved = self.journal.save(&self.held);
+        let saved = self.held.save(&mut self.journal);
         saved.map_err(|err| applied.errors.push(err.into())).is_ok()
     }
 
@@ -397,33 +440,16 @@ impl Actuator {
     }
 }
 
-impl Held {
-    /// Looks whether the file still holds what was written. Whether there is still a file.
-    fn compare(&mut self, path: &Path, now: Duration, applied: &mut Applied) -> bool {
-        match self.file.read() {
-            Ok(found) if self.entry.is_in_force(&found) => true,
-            // It may be written right now.
-            Ok(found) if self.pending.is_some() && self.entry.knows(&found) => true,
-            Ok(found) => {
-                tracing::info!(cgroup = %path.display(), %found, ours = %self.entry.ours, "somebody else set this");
-                applied.foreign += 1;
-                self.entry.adopt(&found);
-                self.yielded_until = now + YIELD;
-                true
-            }
-            Err(setting::Error::Gone(_)) => false,
-            Err(err) => {
-                applied.errors.push(err.into());
-                true
-            }
-        }
+/// Standing quotas of directories below the one whose quota this is.
+fn quotas_below(Key { knob, path: above }: &Key, standing: &Standing) -> Vec<Key> {
+    if *knob != Knob::Quota {
+        return Vec::new();
     }
-}
-
-impl AsRef<Entry> for Held {
-    fn as_ref(&self) -> &Entry {
-        &self.entry
-    }
+    let is_near = |key: &&Key| {
+        key.knob == Knob::Quota && key.path.as_os_str().as_bytes().starts_with(above.as_os_str().as_bytes())
+    };
+    let near = standing.range(Key::new(Knob::Quota, above.clone())..).map(|(key, _)| key).take_while(is_near);
+    near.filter(|key| is_below(&key.path, above)).cloned().collect()
 }
 
 /// Where a plan sets a quota above, that one does its work; v1 allows no higher one below.
@@ -448,14 +474,6 @@ fn want_standing<'a>(
 
 fn is_below(path: &Path, above: &Path) -> bool {
     path != above && path.starts_with(above)
-}
-
-/// Remembers the owner's value.
-fn hold(directory: &Directory, Key { knob, path }: &Key) -> Result<Held, setting::Error> {
-    let file = SettingFile::new(directory.hierarchy, path.clone(), *knob);
-    let owner = file.read()?;
-    let entry = Entry::new(directory.hierarchy, path.clone(), directory.inode, owner);
-    Ok(Held { file, entry, yielded_until: Duration::ZERO, pending: None })
 }
 
 impl Drop for Actuator {

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::MetadataExt as _};
 
-use super::*;
+use super::{journal::Entry, *};
 use crate::{cgroup::setting::Priority, model::GroupId};
 
 struct Host {
@@ -131,16 +131,79 @@ fn what_stands_is_changed_one_by_one() {
     assert_eq!((host.limit("b").as_str(), host.limit("c").as_str()), (OWNER, OWNER));
 }
 
+/// The kernel's v1 interface takes no quota below that is higher than the one above.
+#[test]
+fn standing_quotas_make_way_for_a_planned_one_above_and_come_back() {
+    let mut host = Host::new(&[]);
+    let mounts = Mounts { v1_cpu: Some(host.root.path().join("v1")), ..Mounts::default() };
+    for name in ["pod", "pod/main", "pod-of-another"] {
+        let path = mounts.point(Hierarchy::V1Cpu).join(name);
+        fs::create_dir_all(&path).unwrap();
+        fs::write(path.join("cpu.cfs_quota_us"), "-1").unwrap();
+        fs::write(path.join("cpu.cfs_period_us"), "100000").unwrap();
+    }
+    let mut actuator = Actuator::new(mounts.clone(), host.journal(), false);
+    let point = mounts.point(Hierarchy::V1Cpu).to_owned();
+    let directory = |name: &str| {
+        let inode = fs::metadata(point.join(name)).unwrap().ino();
+        let (hierarchy, group) = (Hierarchy::V1Cpu, GroupId(1));
+        Directory { hierarchy, path: name.into(), inode, group, is_top: name == "pod" }
+    };
+    let quota = |us| Setting::Quota(CpuLimit { quota_us: Some(us), period_us: 100_000 });
+    let standing = |name: &str, us| (Key::new(Knob::Quota, point.join(name)), (directory(name), quota(us)));
+    let quotas = || {
+        ["pod", "pod/main", "pod-of-another"]
+            .map(|name| fs::read_to_string(point.join(name).join("cpu.cfs_quota_us")).unwrap())
+    };
+    actuator.stand(&[], ["pod", "pod/main", "pod-of-another"].map(|name| standing(name, 50_000)).into());
+    host.now += COMPARE;
+    actuator.apply(host.now, &[]);
+    assert_eq!(quotas(), ["50000", "50000", "50000"]);
+
+    let (pod, main) = (directory("pod"), directory("pod/main"));
+    let target = Target { directory: Cow::Borrowed(&pod), setting: quota(20_000), below: vec![&main] };
+    // At once, whenever all standing settings were looked at last.
+    for (targets, expected) in
+        [(&[target][..], ["20000", "-1", "50000"]), (&[][..], ["50000", "50000", "50000"])]
+    {
+        for _ in 0..2 {
+            host.now += Duration::from_millis(1);
+            actuator.apply(host.now, targets);
+            assert_eq!(quotas(), expected);
+        }
+    }
+}
+
+/// Somebody else's value stays for a while; what stands is then put in force again.
+#[test]
+fn a_standing_setting_comes_back_after_somebody_elses() {
+    let mut host = Host::new(&["a"]);
+    let mut actuator = host.actuator();
+    let limit = CpuLimit { quota_us: Some(100_000), period_us: 1_000_000 };
+    let key = Key::new(Knob::Quota, host.mounts().point(Hierarchy::V2).join("a"));
+    actuator.stand(&[], [(key, (host.directory("a"), Setting::Quota(limit)))].into());
+    host.apply(&mut actuator, &[]);
+    host.set("a", "300000 1000000");
+    assert_eq!(host.apply(&mut actuator, &[]).foreign, 1);
+    assert_eq!(host.limit("a"), "300000 1000000");
+    for _ in 0..=YIELD.as_secs() {
+        host.apply(&mut actuator, &[]);
+    }
+    assert_eq!(host.limit("a"), "100000 1000000");
+    actuator.release_all();
+    assert_eq!(host.limit("a"), "300000 1000000", "the owner's new wish");
+}
+
 #[test]
 fn what_a_killed_agent_left_is_restored_from_the_journal() {
     let mut host = Host::new(&["batch"]);
     let mut actuator = host.actuator();
     host.apply(&mut actuator, &[(&host.directory("batch"), 200)]);
-    let left = fs::read(host.root.path().join("run/journal.json")).unwrap();
+    let left = fs::read(host.root.path().join("run/journal.jsonl")).unwrap();
     // What kill -9 leaves: the limit and the journal, no destructor run.
     drop(actuator);
     host.set("batch", "200000 1000000");
-    fs::write(host.root.path().join("run/journal.json"), left).unwrap();
+    fs::write(host.root.path().join("run/journal.jsonl"), left).unwrap();
 
     let restored = host.journal().restore(&host.mounts()).unwrap();
     assert_eq!((restored.written, restored.errors.len()), (1, 0));
@@ -207,11 +270,57 @@ fn two_agents_do_not_share_a_journal() {
 fn a_garbled_journal_is_an_error_and_stays() {
     let host = Host::new(&[]);
     fs::create_dir(host.root.path().join("run")).unwrap();
-    let path = host.root.path().join("run/journal.json");
+    let path = host.root.path().join("run/journal.jsonl");
     fs::write(&path, "{ half").unwrap();
     let opened = Journal::open(&host.root.path().join("run"));
     assert!(matches!(opened, Err(journal::Error::Garbled { .. })), "{opened:?}");
     assert_eq!(fs::read_to_string(&path).unwrap(), "{ half");
+}
+
+/// What a journal that grows says at each moment is what it would say if it had been written at once.
+#[test]
+fn the_last_line_about_a_setting_holds() {
+    let mut host = Host::new(&["a", "b"]);
+    let (a, b) = (host.directory("a"), host.directory("b"));
+    let mut actuator = host.actuator();
+    let path = host.root.path().join("run/journal.jsonl");
+    host.apply(&mut actuator, &[(&a, 100), (&b, 100)]);
+    host.apply(&mut actuator, &[(&a, 200), (&b, 100)]);
+    host.apply(&mut actuator, &[(&a, 200)]);
+    let text = fs::read_to_string(&path).unwrap();
+    assert_eq!(text.lines().count(), 4, "two at once, a change, an end: {text}");
+    drop(actuator);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "", "nothing is held any more");
+
+    // As if it had been killed at the end of the text, or in the middle of its last line.
+    for (killed_at, written) in [(text.len(), 1), (text.len() - 9, 2)] {
+        host.set("a", "200000 1000000");
+        host.set("b", "100000 1000000");
+        fs::write(&path, &text[..killed_at]).unwrap();
+        let restored = host.journal().restore(&host.mounts()).unwrap();
+        assert_eq!((restored.written, restored.errors.len()), (written, 0));
+        assert_eq!(host.limit("a"), OWNER);
+    }
+    fs::write(&path, text.replacen("owner", "own", 1)).unwrap();
+    let opened = Journal::open(&host.root.path().join("run"));
+    assert!(matches!(opened, Err(journal::Error::Garbled { .. })), "{opened:?}");
+}
+
+#[test]
+fn a_journal_does_not_grow_for_ever_and_comes_back_when_it_was_removed() {
+    let mut host = Host::new(&["batch"]);
+    let batch = host.directory("batch");
+    let mut actuator = host.actuator();
+    let path = host.root.path().join("run/journal.jsonl");
+    let mut longest = 0;
+    for ms in 0..500 {
+        host.apply(&mut actuator, &[(&batch, 100 + ms)]);
+        longest = longest.max(fs::read_to_string(&path).unwrap().lines().count());
+    }
+    assert!((10..200).contains(&longest), "{longest}");
+    fs::remove_file(&path).unwrap();
+    host.apply(&mut actuator, &[(&batch, 50)]);
+    assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 1);
 }
 
 #[test]
@@ -225,10 +334,10 @@ fn a_journal_that_names_other_places_is_not_followed() {
         let inode = fs::metadata(&elsewhere).unwrap().ino();
         let mut entry = Entry::new(Hierarchy::V2, directory, inode, quota(None, 100_000));
         entry.intend(quota(Some(200_000), 1_000_000));
-        let mut journal = host.journal();
-        let key = Key::new(entry.knob(), entry.directory.clone());
-        journal.save(&[(key, entry)].into()).unwrap();
-        assert_eq!(journal.restore(&host.mounts()).unwrap().written, 0);
+        let entries: BTreeMap<Key, Entry> = [(Key::new(entry.knob(), entry.directory.clone()), entry)].into();
+        host.journal().save(entries.keys(), &entries).unwrap();
+        let restored = host.journal().restore(&host.mounts()).unwrap();
+        assert_eq!((restored.written, restored.untouched), (0, 1));
     }
     assert_eq!(fs::read_to_string(elsewhere.join("cpu.max")).unwrap(), "200000 1000000");
 }
