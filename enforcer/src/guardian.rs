@@ -46,7 +46,16 @@ pub fn run(options: &Options) -> Result<()> {
     runtime.block_on(guard(options))
 }
 
+/// If memory runs out, others are to be killed before the one who puts things right. Needs `CAP_SYS_RESOURCE`.
+fn be_killed_last() {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    if let Err(err) = std::fs::write(FILE, "-900") {
+        tracing::debug!(%err, "{FILE} stays as it is: the guardian may be killed for want of memory");
+    }
+}
+
 async fn guard(options: &Options) -> Result<()> {
+    be_killed_last();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut once = options.once;
     let mounts = Mounts::below(&options.cgroup_root)?;

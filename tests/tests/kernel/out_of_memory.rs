@@ -47,6 +47,8 @@ impl OutOfMemory {
         command.args(["-c", "read -r now && exec tail /dev/zero"]);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut neighbour = Process::start("the neighbour", &mut command)?;
+        // And then the neighbour: it is hardly larger than the guardian, which restores nothing if it is killed as well.
+        fs::write(format!("/proc/{}/oom_score_adj", neighbour.id()), "900")?;
         Ok(Self { trigger: neighbour.input()?, _neighbour: neighbour, group })
     }
 
