@@ -93,8 +93,9 @@ pub fn host_network() -> Result<()> {
         ask(ours, 50)?;
     }
     for client in clients {
-        let report = client.output()?;
-        ensure!(!report.contains("\"requests\":0,"), "a client that asked nothing: {report}");
+        // Of the whole time: on emulated CPUs some half a second may pass without an answer.
+        let report: Report = serde_json::from_str(&client.output()?)?;
+        ensure!(report.requests > 0, "a client that asked nothing: {report:?}");
     }
     scene.has_served(500)
 }
