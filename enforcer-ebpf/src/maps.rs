@@ -32,6 +32,9 @@ static VICTIMS: Global<u32> = Global::new(1);
 #[unsafe(no_mangle)]
 static CULPRITS: Global<u32> = Global::new(1);
 
+/// Elements of [`OOM_KILLED`], a power of two.
+const OOM_KILLED_COUNT: u32 = 64;
+
 /// Cgroup to place. 1 MiB, written by the agent only.
 #[map]
 pub static TABLE: Array<Bucket> = Array::with_max_entries(BUCKET_COUNT, BPF_F_MMAPABLE);
@@ -47,6 +50,9 @@ static WAITS: Array<Wait> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Memory stalls and OOM kills: CPUs × slots × 64 bytes.
 #[map]
 static MEMORY: Array<Memory> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// The processes that the kernel killed last for want of memory: when each began, by the lower bits of its id. 512 bytes.
+#[map]
+static OOM_KILLED: Array<u64> = Array::with_max_entries(OOM_KILLED_COUNT, 0);
 /// Time waited, by victim and culprit: CPUs × victims × culprits × 8 bytes.
 #[map]
 static BLAME: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -154,6 +160,13 @@ impl ThisCpu {
             );
         }
     }
+}
+
+/// When the process began that was killed last of those whose ids have the same lower bits.
+#[inline(always)]
+pub fn oom_killed(process: u32) -> Option<&'static mut u64> {
+    // SAFETY: the kernel kills one process at a time for want of memory, and nobody else reads this.
+    unsafe { Some(&mut *OOM_KILLED.get_ptr_mut(process % OOM_KILLED_COUNT)?) }
 }
 
 /// A counter that grows by one atomic instruction, which no interrupt and no other CPU gets between. Core has none for

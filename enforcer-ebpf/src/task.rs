@@ -39,6 +39,10 @@ offsets! {
     OFF_KN,
     /// `kernfs_node.id`
     OFF_ID,
+    /// `task_struct.group_leader`
+    OFF_GROUP_LEADER,
+    /// `task_struct.start_time`
+    OFF_START_TIME,
 }
 
 /// Bit 0: look cgroups up by their directory in the v2 hierarchy; bit 1: by the one in v1's cpu hierarchy.
@@ -90,6 +94,13 @@ impl Task {
     #[inline(always)]
     pub fn pid(self) -> u32 {
         self.0.load(&OFF_PID)
+    }
+
+    /// Of the task's process: its id, and when it began, in ns. Together they tell it from every other one.
+    #[inline(always)]
+    pub fn process(self) -> Option<(u32, u64)> {
+        let leader = self.0.follow(&OFF_GROUP_LEADER)?;
+        Some((leader.load(&OFF_PID), leader.load(&OFF_START_TIME)))
     }
 
     /// Still on the run queue by its own account (`TASK_RUNNING`).

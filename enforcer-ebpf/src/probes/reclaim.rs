@@ -14,7 +14,7 @@ use aya_ebpf::{
 use enforcer_ebpf::layout::{Drop, SLOT_OTHER, StallCause};
 
 use crate::{
-    maps::{STALLING, ThisCpu},
+    maps::{STALLING, ThisCpu, oom_killed},
     task::{Task, ktime_ns},
 };
 
@@ -56,13 +56,25 @@ pub fn compaction_end(_: BtfTracePointContext) -> i32 {
 
 /// `mark_victim(struct task_struct *task, uid_t uid)`, since 6.8 and in some stable kernels before. Where it is
 /// `mark_victim(int pid)`, the agent does not load this.
+///
+/// The kernel marks one thread of the process that it chose; each further one that wants memory before it has ended is
+/// marked as well.
 #[btf_tracepoint(function = "mark_victim")]
 pub fn oom_kill(ctx: BtfTracePointContext) -> i32 {
-    let slot = Task::new(ctx.arg(0)).place().slot();
-    if let Some(memory) = ThisCpu::get().memory(slot) {
+    let task = Task::new(ctx.arg(0));
+    if is_first_of_its_process(task)
+        && let Some(memory) = ThisCpu::get().memory(task.place().slot())
+    {
         memory.oom_kills += 1;
     }
     0
+}
+
+/// The kernel marks one at a time (`oom_lock`).
+#[inline(always)]
+fn is_first_of_its_process(task: Task) -> bool {
+    let Some((process, began_ns)) = task.process() else { return true };
+    oom_killed(process).is_none_or(|last_ns| core::mem::replace(last_ns, began_ns) != began_ns)
 }
 
 #[inline(always)]

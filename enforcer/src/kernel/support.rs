@@ -15,7 +15,7 @@ pub enum WaitSource {
 }
 
 /// Fields that both variants need: global in the object, structure, path.
-const COMMON: [(&str, &str, &str); 7] = [
+const COMMON: [(&str, &str, &str); 9] = [
     ("OFF_PID", "task_struct", "pid"),
     ("OFF_CGROUPS", "task_struct", "cgroups"),
     ("OFF_DFL_CGRP", "css_set", "dfl_cgrp"),
@@ -23,6 +23,8 @@ const COMMON: [(&str, &str, &str); 7] = [
     ("OFF_CSS_CGROUP", "cgroup_subsys_state", "cgroup"),
     ("OFF_KN", "cgroup", "kn"),
     ("OFF_ID", "kernfs_node", "id"),
+    ("OFF_GROUP_LEADER", "task_struct", "group_leader"),
+    ("OFF_START_TIME", "task_struct", "start_time"),
 ];
 
 /// Fields that let the kernel's own bookkeeping be used.
