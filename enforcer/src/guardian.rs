@@ -46,62 +46,109 @@ pub fn run(options: &Options) -> Result<()> {
     runtime.block_on(guard(options))
 }
 
-/// If memory runs out, others are to be killed before the one who puts things right. Needs `CAP_SYS_RESOURCE`.
-fn be_killed_last() {
+/// If memory runs out, the kernel is not to kill the one who puts things right. Needs `CAP_SYS_RESOURCE`.
+///
+/// Anything above the minimum would do most of the time only: the kernel passes over a process that it has killed already a
+/// moment before that one's memory is free (`exit_mmap` sets `MMF_OOM_SKIP` before `tlb_finish_mmu`), and kills the next one.
+fn never_be_killed_for_memory() {
     const FILE: &str = "/proc/self/oom_score_adj";
-    if let Err(err) = std::fs::write(FILE, "-900") {
+    if let Err(err) = std::fs::write(FILE, "-1000") {
         tracing::debug!(%err, "{FILE} stays as it is: the guardian may be killed for want of memory");
     }
 }
 
 async fn guard(options: &Options) -> Result<()> {
-    be_killed_last();
+    never_be_killed_for_memory();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut once = options.once;
-    let mounts = Mounts::below(&options.cgroup_root)?;
-    std::fs::create_dir_all(&options.state_dir)
-        .with_context(|| format!("cannot make {}", options.state_dir.display()))?;
-    let lease = Lease::open(&options.state_dir)?;
-    // The beat after which nothing was heard any more, once that was acted upon.
-    let mut last_words = None;
+    let mut is_told_to_end = false;
+    let mut watch = Watch::new(options)?;
+    // Want of memory, for instance, passes: whoever ends for it restores nothing.
+    let mut failure = String::new();
     loop {
+        let once = options.once || is_told_to_end;
         if once && !options.state_dir.is_dir() {
             // Whoever took it away has no use for a new one, and nothing is written down any more.
             return Ok(());
         }
-        match Journal::open(&options.state_dir) {
-            Ok(mut journal) => {
-                report("the agent died", journal.restore(&mounts)?);
-                if once {
-                    return Ok(());
+        match watch.look() {
+            Ok(Found::Dead) if once => return Ok(()),
+            Ok(_) => failure.clear(),
+            Err(err) if is_told_to_end => return Err(err),
+            Err(err) => {
+                let err = format!("{err:#}");
+                if err != failure {
+                    tracing::error!(%err, "trying again");
+                    failure = err;
                 }
             }
-            Err(journal::Error::Busy(_)) => {
-                let beat = lease.beat()?;
-                let is_late = clock::monotonic().saturating_sub(beat) > options.watchdog;
-                if is_late && last_words != Some(beat) {
-                    last_words = Some(beat);
-                    lease.revoke()?;
-                    report("the agent hangs", journal::restore_over_its_head(&options.state_dir, &mounts)?);
-                }
-            }
-            Err(err) => return Err(err.into()),
         }
         tokio::select! {
-            _ = terminate.recv() => once = true,
-            _ = interrupt.recv() => once = true,
+            _ = terminate.recv() => is_told_to_end = true,
+            _ = interrupt.recv() => is_told_to_end = true,
             () = tokio::time::sleep(LOOK) => {}
         }
     }
 }
 
-fn report(why: &str, restored: Restored) {
+/// What one look found.
+enum Found {
+    /// The journal had no owner, and what was left in it is restored.
+    Dead,
+    Alive,
+}
+
+/// The agent, as seen from outside.
+struct Watch<'a> {
+    options: &'a Options,
+    mounts: Mounts,
+    lease: Lease,
+    /// The beat after which nothing was heard any more, once that was acted upon.
+    last_words: Option<Duration>,
+}
+
+impl<'a> Watch<'a> {
+    fn new(options: &'a Options) -> Result<Self> {
+        let mounts = Mounts::below(&options.cgroup_root)?;
+        std::fs::create_dir_all(&options.state_dir)
+            .with_context(|| format!("cannot make {}", options.state_dir.display()))?;
+        let lease = Lease::open(&options.state_dir)?;
+        Ok(Self { options, mounts, lease, last_words: None })
+    }
+
+    /// Looks, and puts right what is to be.
+    fn look(&mut self) -> Result<Found> {
+        match Journal::open(&self.options.state_dir) {
+            Ok(mut journal) => {
+                report("the agent died", journal.restore(&self.mounts)?)?;
+                return Ok(Found::Dead);
+            }
+            Err(journal::Error::Busy(_)) => {}
+            Err(err) => return Err(err.into()),
+        }
+        let beat = self.lease.beat()?;
+        let is_late = clock::monotonic().saturating_sub(beat) > self.options.watchdog;
+        if is_late && self.last_words != Some(beat) {
+            self.lease.revoke()?;
+            report(
+                "the agent hangs",
+                journal::restore_over_its_head(&self.options.state_dir, &self.mounts)?,
+            )?;
+            self.last_words = Some(beat);
+        }
+        Ok(Found::Alive)
+    }
+}
+
+/// Says what was done; fails with what was not.
+fn report(why: &str, restored: Restored) -> Result<()> {
     if restored.written > 0 {
         tracing::warn!(limits = restored.written, "{why}: its limits were taken off");
     }
-    for err in restored.errors {
-        tracing::error!(%err, "{why}, and a limit could not be restored; `enforcer restore` tries again");
-    }
+    let count = restored.errors.len();
+    let first = restored.errors.into_iter().next();
+    first.map_or(Ok(()), |err| {
+        Err(err).context(format!("{why}, and {count} of its limits could not be restored"))
+    })
 }
 
 /// A guardian that the agent started for itself.

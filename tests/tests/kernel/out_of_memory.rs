@@ -21,7 +21,10 @@ use rustix::process::Signal;
 use crate::scene::Scene;
 
 /// What agent, guardian and a greedy neighbour may use. Of what the agent has already, the kernel charges nothing.
-const MEMORY: u64 = 8 << 20;
+///
+/// More than the kernel gathers of a killed process before it frees any (10,000 pages): of less it may think, for a moment, that
+/// killing the neighbour was of no use, and where it could not be forbidden, go on to kill the guardian.
+const MEMORY: u64 = 64 << 20;
 
 /// A neighbour of the agent that takes all their memory when it is told to. As in a container, the guardian shares it.
 pub struct OutOfMemory {
