@@ -270,8 +270,11 @@ fn qemu(kernel: &Path, initramfs: &Path) -> Result<Command> {
         "-nographic",
         "-no-reboot",
     ]);
+    // The kernel hands what it does not know on to init as a variable.
+    let rounds =
+        std::env::var("ENFORCER_TEST_ROUNDS").map(|rounds| format!(" ENFORCER_TEST_ROUNDS={rounds}"));
     command
-        .args(["-append", "console=ttyS0 panic=-1 quiet psi=1"])
+        .args(["-append", &format!("console=ttyS0 panic=-1 quiet psi=1{}", rounds.unwrap_or_default())])
         .arg("-kernel")
         .arg(kernel)
         .arg("-initrd")
