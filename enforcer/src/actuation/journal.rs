@@ -26,6 +26,8 @@ const FILE: &str = "journal.jsonl";
 const LOCK: &str = "lock";
 /// Lines that are out of date may be as many as the others, and so many more.
 const OUTDATED: usize = 100;
+/// Of the buffer for lines so many bytes are kept: the lines of all settings of a large node are many more.
+const REUSED: usize = 16 << 10;
 
 /// Why owner's values cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -255,6 +257,8 @@ impl Journal {
         let new = self.path.with_extension("new");
         let mut file = fs::File::create(&new)?;
         file.write_all(&self.text)?;
+        self.text.clear();
+        self.text.shrink_to(REUSED);
         fs::rename(&new, &self.path)?;
         self.file = Some((file, entries.len()));
         Ok(())
