@@ -45,6 +45,7 @@ fn main() {
         trial("batch_pods_are_bound_to_what_is_lent", &[Cluster], scheduling::by_what_is_lent),
         trial("the_tutorials_pods_become_batch_pods", &[Cluster, Image], webhook::tutorial),
         trial("a_killed_webhook_comes_back_by_itself", &[Cluster, Image, Curl], webhook::recovers),
+        trial("an_expired_certificate_is_replaced", &[Cluster, Image], webhook::expired_certificate),
         trial("a_squeeze_and_its_end_are_seen_by_kubectl", &[Cluster], squeezing::seen_by_kubectl),
         trial("squeezes_go_on_through_restarts_of_daemons", &[Cluster], squeezing::through_restarts),
         trial("enforcement_goes_on_while_the_api_server_misbehaves", &[Cluster], faults::enforcement_goes_on),

@@ -1,6 +1,9 @@
 //! The webhook as people run it: the chart's Deployment, from the image, asked by a real API server.
 
+use std::time::{Instant, SystemTime};
+
 use anyhow::{Context as _, Result, ensure};
+use enforcer::admission::webhook::certificate::{LIFE, Pair};
 use enforcer_rig::cluster::{Cluster, install};
 use enforcer_tests::needs::image;
 use serde_json::{Value, json};
@@ -8,6 +11,8 @@ use serde_json::{Value, json};
 use crate::pod::wait_for;
 
 const NAMESPACE: &str = "enforcer-system";
+const SECRET: &str = "enforcer-webhook-tls";
+const HOST: &str = "enforcer-webhook.enforcer-system.svc";
 const SPARK: &str = "spark-demo";
 const SELECTOR: &str = "--selector=app.kubernetes.io/component=webhook";
 const KINDS: [&str; 4] =
@@ -154,7 +159,7 @@ pub fn recovers() -> Result<()> {
     let webhook = Webhook::start(&witness)?;
     apply_profile(&witness)?;
     webhook.kill()?;
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     witness.apply(&spark_pod("slipped", "driver", &operators_labels()))?;
     println!("without a webhook a pod is made after {:.1?}", begun.elapsed());
     let slipped = witness.ask_json(&["get", "pod", "slipped", "-n", SPARK])?;
@@ -171,6 +176,60 @@ pub fn recovers() -> Result<()> {
     cluster.crash("kube-apiserver")?;
     wait_for("the API server answers", || Ok(witness.ask(&["get", "--raw=/readyz"]).is_ok()))?;
     is_mutated_soon(&witness, "after-a-restart")
+}
+
+/// A cluster that was switched off for more than a year: the certificate in the Secret, and the CA that the API server knows of,
+/// have expired. Replicas make a new one when they start, and nobody has to do anything.
+pub fn expired_certificate() -> Result<()> {
+    let cluster = Cluster::running()?;
+    let webhook = Webhook::start(&cluster)?;
+    apply_profile(&cluster)?;
+    let expired = Pair::make(&[HOST.to_owned()], SystemTime::now() - 2 * LIFE, None)?;
+    let pem = json!({ "ca.crt": expired.ca, "tls.crt": expired.certificate, "tls.key": expired.key });
+    let patch = json!({ "stringData": pem }).to_string();
+    cluster.ask(&["patch", "secret", SECRET, "-n", NAMESPACE, "--type=merge", "--patch", &patch])?;
+    let stored = || {
+        let secret = cluster.ask_json(&["get", "secret", SECRET, "-n", NAMESPACE])?;
+        anyhow::Ok(secret["data"].clone())
+    };
+    let (bad, begun) = (stored()?, Instant::now());
+    trust_only(&cluster, &bad["ca.crt"])?;
+    webhook.kill()?;
+
+    wait_for("there is a new certificate", || Ok(stored()? != bad))?;
+    println!("made {:.1?} after the replicas were killed", begun.elapsed());
+    is_mutated_soon(&cluster, "after-expiry")?;
+    println!("pods are mutated again {:.1?} after that", begun.elapsed());
+    let new = stored()?;
+    for (kind, configuration) in configurations(&cluster)? {
+        for webhook in configuration["webhooks"].as_array().context("no webhooks")? {
+            ensure!(
+                webhook["clientConfig"]["caBundle"] == new["ca.crt"],
+                "{kind} trusts another CA: {webhook}"
+            );
+        }
+    }
+    ensure!(
+        new["tls.crt"] != bad["tls.crt"] && new["tls.key"] != bad["tls.key"],
+        "a part of the old one is left"
+    );
+    Ok(())
+}
+
+fn configurations(cluster: &Cluster) -> Result<Vec<(&'static str, Value)>> {
+    let kinds = ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"];
+    kinds.into_iter().map(|kind| Ok((kind, cluster.ask_json(&["get", kind, "enforcer-webhook"])?))).collect()
+}
+
+/// Has the API server trust this CA, in base64, and no other.
+fn trust_only(cluster: &Cluster, ca: &Value) -> Result<()> {
+    for (kind, configuration) in configurations(cluster)? {
+        let count = configuration["webhooks"].as_array().map_or(0, Vec::len);
+        let replace = |index| json!({ "op": "replace", "path": format!("/webhooks/{index}/clientConfig/caBundle"), "value": ca });
+        let patch = Value::from_iter((0..count).map(replace)).to_string();
+        cluster.ask(&["patch", kind, "enforcer-webhook", "--type=json", "--patch", &patch])?;
+    }
+    Ok(())
 }
 
 /// Its certificate is its own.

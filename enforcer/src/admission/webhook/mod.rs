@@ -5,7 +5,7 @@
 //! write is one Secret and the trust in it, by compare and swap.
 
 mod answer;
-mod certificate;
+pub mod certificate;
 mod files;
 mod keeper;
 mod metrics;
