@@ -561,7 +561,7 @@ mod tutorial {
 }
 
 /// Run with more cases by `PROPTEST_CASES=100000 cargo test -p enforcer admission`.
-mod properties {
+pub mod properties {
     use proptest::{collection::vec, option, prelude::*};
 
     use super::*;
@@ -686,7 +686,7 @@ mod properties {
     }
 
     /// Anything that JSON can say, with the names of pods in it.
-    fn any_json() -> impl Strategy<Value = Value> {
+    pub fn any_json() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(json!(null)),
             any::<bool>().prop_map(Value::from),

@@ -150,12 +150,14 @@ fn with_warnings(mut response: AdmissionResponse, warnings: Vec<String>) -> Admi
 mod tests {
     use std::collections::BTreeMap;
 
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
     use crate::admission::{
         known::{Namespace, PriorityClass},
         profile::ClusterColocationProfile,
+        tests::properties::any_json,
     };
 
     fn profile() -> ClusterColocationProfile {
@@ -177,8 +179,8 @@ mod tests {
         }
     }
 
-    fn asked(operation: &str, resource: &str, sub_resource: &str, pod: &Value, old: &Value) -> Asked {
-        let review = json!({
+    fn review(operation: &str, resource: &str, sub_resource: &str, pod: &Value, old: &Value) -> Value {
+        json!({
             "kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1",
             "request": {
                 "uid": "7", "kind": { "group": "", "version": "v1", "kind": "Pod" },
@@ -186,7 +188,11 @@ mod tests {
                 "namespace": "jobs", "operation": operation, "userInfo": {}, "object": pod, "oldObject": old,
                 "dryRun": false, "options": { "kind": "CreateOptions", "apiVersion": "meta.k8s.io/v1" },
             },
-        });
+        })
+    }
+
+    fn asked(operation: &str, resource: &str, sub_resource: &str, pod: &Value, old: &Value) -> Asked {
+        let review = review(operation, resource, sub_resource, pod, old);
         Asked::read(&Bytes::from(review.to_string())).unwrap()
     }
 
@@ -274,6 +280,44 @@ mod tests {
     fn what_is_no_review_is_told_so() {
         for body in ["", "{}", "[]", r#"{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1"}"#] {
             assert!(Asked::read(&Bytes::from(body)).is_err(), "{body}");
+        }
+    }
+
+    /// A review, of which something is replaced by anything.
+    fn any_review() -> impl Strategy<Value = Vec<u8>> {
+        let places = [
+            "",
+            "/request",
+            "/request/object",
+            "/request/oldObject",
+            "/request/resource",
+            "/request/operation",
+        ];
+        let places =
+            places.into_iter().chain(["/request/options", "/request/userInfo", "/request/namespace"]);
+        (proptest::sample::select(places.collect::<Vec<_>>()), any_json()).prop_map(|(place, json)| {
+            let mut review = review("CREATE", "pods", "", &pod("spark"), &json!(null));
+            *review.pointer_mut(place).unwrap() = json;
+            review.to_string().into_bytes()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_request_makes_it_panic(
+            mut body in prop_oneof![any_review(), proptest::collection::vec(any::<u8>(), 0..64)],
+            flips in proptest::collection::vec((any::<usize>(), any::<u8>()), 0..3),
+        ) {
+            for (at, byte) in flips {
+                let length = body.len().max(1);
+                if let Some(flipped) = body.get_mut(at % length) {
+                    *flipped = byte;
+                }
+            }
+            if let Ok(asked) = Asked::read(&Bytes::from(body)) {
+                asked.mutate(&known(&profile()), &Metrics::new());
+                asked.validate(validate::Options::default());
+            }
         }
     }
 }
