@@ -44,14 +44,12 @@ impl OutOfMemory {
         for pid in [&pid.to_string(), guardian] {
             fs::write(group.memory_directory().join("cgroup.procs"), pid)?;
         }
-        // The first that the kernel kills.
+        // The first that the kernel kills, and then the neighbour, which is much larger than the guardian.
         fs::write(format!("/proc/{pid}/oom_score_adj"), "1000")?;
         let mut command = exec_in(Some(&group), Signal::KILL, Path::new("/bin/sh"))?;
         command.args(["-c", "read -r now && exec tail /dev/zero"]);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut neighbour = Process::start("the neighbour", &mut command)?;
-        // And then the neighbour: it is hardly larger than the guardian, which restores nothing if it is killed as well.
-        fs::write(format!("/proc/{}/oom_score_adj", neighbour.id()), "900")?;
         Ok(Self { trigger: neighbour.input()?, _neighbour: neighbour, group })
     }
 
