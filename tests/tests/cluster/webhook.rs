@@ -226,7 +226,8 @@ fn trust_only(cluster: &Cluster, ca: &Value) -> Result<()> {
     for (kind, configuration) in configurations(cluster)? {
         let count = configuration["webhooks"].as_array().map_or(0, Vec::len);
         let replace = |index| json!({ "op": "replace", "path": format!("/webhooks/{index}/clientConfig/caBundle"), "value": ca });
-        let patch = Value::from_iter((0..count).map(replace)).to_string();
+        let patch: Value = (0..count).map(replace).collect();
+        let patch = patch.to_string();
         cluster.ask(&["patch", kind, "enforcer-webhook", "--type=json", "--patch", &patch])?;
     }
     Ok(())
