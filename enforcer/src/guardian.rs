@@ -70,18 +70,19 @@ async fn guard(options: &Options) -> Result<()> {
             // Whoever took it away has no use for a new one, and nothing is written down any more.
             return Ok(());
         }
-        match watch.look() {
-            Ok(Found::Dead) if once => return Ok(()),
-            Ok(_) => failure.clear(),
-            Err(err) if is_told_to_end => return Err(err),
-            Err(err) => {
-                let err = format!("{err:#}");
-                if err != failure {
-                    tracing::error!(%err, "trying again");
-                    failure = err;
-                }
-            }
+        let failed = match watch.look() {
+            Ok(Found::Dead(Ok(()))) if once => return Ok(()),
+            // Nobody is left who could make it worse, and whoever told it may not wait for ever.
+            Ok(Found::Dead(Err(err))) if is_told_to_end => return Err(err),
+            Ok(Found::Dead(restored)) => restored.err(),
+            Ok(Found::Alive) => None,
+            Err(err) => Some(err),
+        };
+        let failed = failed.map_or_else(String::new, |err| format!("{err:#}"));
+        if failed != failure && !failed.is_empty() {
+            tracing::error!("{failed}; trying again");
         }
+        failure = failed;
         tokio::select! {
             _ = terminate.recv() => is_told_to_end = true,
             _ = interrupt.recv() => is_told_to_end = true,
@@ -92,8 +93,8 @@ async fn guard(options: &Options) -> Result<()> {
 
 /// What one look found.
 enum Found {
-    /// The journal had no owner, and what was left in it is restored.
-    Dead,
+    /// The journal had no owner: whether what was left in it is restored.
+    Dead(Result<()>),
     Alive,
 }
 
@@ -119,10 +120,11 @@ impl<'a> Watch<'a> {
     fn look(&mut self) -> Result<Found> {
         match Journal::open(&self.options.state_dir) {
             Ok(mut journal) => {
-                report("the agent died", journal.restore(&self.mounts)?)?;
-                return Ok(Found::Dead);
+                let restored = journal.restore(&self.mounts).map_err(Into::into);
+                return Ok(Found::Dead(restored.and_then(|restored| report("the agent died", restored))));
             }
             Err(journal::Error::Busy(_)) => {}
+            Err(err @ journal::Error::Garbled { .. }) => return Ok(Found::Dead(Err(err.into()))),
             Err(err) => return Err(err.into()),
         }
         let beat = self.lease.beat()?;
@@ -176,11 +178,9 @@ impl Guardian {
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
-}
 
-impl Drop for Guardian {
-    /// The agent has restored everything by now.
-    fn drop(&mut self) {
+    /// Ends it: there is nothing left to restore. Otherwise it sees the agent's end, and ends when all is restored.
+    pub fn dismiss(mut self) {
         self.child.kill().ok();
         self.child.wait().ok();
     }

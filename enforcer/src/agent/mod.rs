@@ -321,12 +321,12 @@ impl Agent {
                     let is_known = self.groups.get(id).is_some();
                     self.join(id, group);
                     if !is_known {
-                        let changes = self.tree.assign(&cgroup_uid, Some(id));
+                        let changes = self.tree.assign(&cgroup_uid, id);
                         self.take_in(changes, now);
                     }
                 }
                 pods::Change::Leave { id, cgroup_uid } => {
-                    let changes = self.tree.assign(&cgroup_uid, None);
+                    let changes = self.tree.unassign(&cgroup_uid, id);
                     self.take_in(changes, now);
                     self.leave(id, now);
                 }
@@ -366,10 +366,14 @@ impl Agent {
         let released = self.actuator.finish();
         self.lessons.save();
         tracing::info!(limits_restored = released.writes, "ended");
-        let mut errors = released.errors.into_iter();
-        errors
-            .next()
-            .map_or(Ok(()), |err| Err(err).context("a limit could not be restored; try `enforcer restore`"))
+        if let Some(err) = released.errors.into_iter().next() {
+            return Err(err).context("a limit could not be restored; try `enforcer restore`");
+        }
+        // Otherwise it goes on trying, and ends when it is done.
+        if let Some(guardian) = self.guardian.take() {
+            guardian.dismiss();
+        }
+        Ok(())
     }
 
     /// Half the time after which the guardian takes the agent for hung, at most.
@@ -404,7 +408,7 @@ impl Agent {
             let changes = cluster.follow(now);
             self.follow_pods(now, changes);
         }
-        self.follow_cgroups(now);
+        self.follow_cgroups(now, is_early);
         let steal = self.steal.read(now);
         let elapsed = now.saturating_sub(self.snapshot.taken_at);
         self.meter.snapshot(now, steal, &mut self.snapshot);
@@ -458,8 +462,8 @@ impl Agent {
         Some(true)
     }
 
-    fn follow_cgroups(&mut self, now: Duration) {
-        let changes = self.tree.poll(now);
+    fn follow_cgroups(&mut self, now: Duration, haste: bool) {
+        let changes = self.tree.poll(now, haste);
         self.take_in(changes, now);
     }
 

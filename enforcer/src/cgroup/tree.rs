@@ -126,9 +126,19 @@ impl Tree {
         self.unwatched
     }
 
-    /// Gives a pod's directories to a group, or to none, whether they are there already or not. `uid`: by which they are
-    /// named. What changed by that.
-    pub fn assign(&mut self, uid: &str, group: Option<GroupId>) -> Vec<Change> {
+    /// Gives a pod's directories to a group, whether they are there already or not. `uid`: by which they are named. What changed
+    /// by that.
+    pub fn assign(&mut self, uid: &str, group: GroupId) -> Vec<Change> {
+        self.give(uid, Some(group))
+    }
+
+    /// A pod of that name belonged to this group. Another one of the same name may belong to another by now, and keeps what it has.
+    pub fn unassign(&mut self, uid: &str, group: GroupId) -> Vec<Change> {
+        let is_its = |pods: &Pods| pods.groups.get(uid) == Some(&group);
+        if self.pods.as_ref().is_some_and(is_its) { self.give(uid, None) } else { Vec::new() }
+    }
+
+    fn give(&mut self, uid: &str, group: Option<GroupId>) -> Vec<Change> {
         let Some(pods) = &mut self.pods else { return Vec::new() };
         match group {
             Some(group) => _ = pods.groups.insert(uid.to_owned(), group),
@@ -157,8 +167,8 @@ impl Tree {
     }
 
     /// What changed since the last call, oldest first. Looks at everything the first time, and when inotify lost something;
-    /// otherwise blocks for some milliseconds at most.
-    pub fn poll(&mut self, now: Duration) -> Vec<Change> {
+    /// otherwise blocks for some milliseconds at most, and where there is `haste` only for what inotify reported.
+    pub fn poll(&mut self, now: Duration, haste: bool) -> Vec<Change> {
         let mut changes = Vec::new();
         let mut everything = self.generation == 0;
         for (place, mask) in self.events() {
@@ -175,7 +185,7 @@ impl Tree {
         if everything {
             self.rescan = None;
             self.scan(now, None, &mut changes);
-        } else if self.rescan.is_some() || now >= self.rescan_at {
+        } else if !haste && (self.rescan.is_some() || now >= self.rescan_at) {
             self.scan(now, Some(Instant::now() + SLICE), &mut changes);
         }
         changes
@@ -263,6 +273,7 @@ impl Tree {
         if self.seen.get(place).is_some_and(|seen| seen.inode != inode) {
             self.forget(hierarchy, path, changes);
         }
+        let is_new = !self.seen.contains_key(place);
         if let Some(seen) = self.seen.get_mut(place) {
             seen.generation = self.generation;
         } else {
@@ -274,19 +285,20 @@ impl Tree {
             self.seen.insert(place.clone(), seen);
         }
         // Watch first, list afterwards: what is made in between is reported twice rather than never.
-        self.watch(place, &directory);
+        self.watch(place, &directory, is_new);
         if fs::metadata(&directory).is_ok_and(|metadata| metadata.nlink() != LEAF_LINKS) {
             left.extend(subdirectories(&directory).map(|name| (hierarchy, path.join(name))));
         }
     }
 
-    fn watch(&mut self, place: &Place, directory: &Path) {
+    /// Of one that is not new, it is counted already that it cannot be watched.
+    fn watch(&mut self, place: &Place, directory: &Path, is_new: bool) {
         let seen = self.seen.get_mut(place).expect("BUG: watching what was not seen");
         if seen.watch.is_some() {
             return;
         }
         let Some(watches) = self.inotify.as_ref().map(Inotify::watches) else {
-            self.unwatched += 1;
+            self.unwatched += usize::from(is_new);
             return;
         };
         match add_watch(watches, directory) {
@@ -304,7 +316,7 @@ impl Tree {
                          raise fs.inotify.max_user_watches"
                     );
                 }
-                self.unwatched += 1;
+                self.unwatched += usize::from(is_new);
             }
         }
     }
@@ -410,7 +422,7 @@ mod tests {
         /// One line per change since the last call: `+group path` or `-group path`, `!` after a top directory.
         fn changes(&mut self) -> Vec<String> {
             self.now += Duration::from_millis(100);
-            lines(&self.tree.poll(self.now))
+            lines(&self.tree.poll(self.now, false))
         }
     }
 
@@ -437,12 +449,12 @@ mod tests {
         host.make(&format!("{pod}/5f2c1c9a8e0d"));
         assert!(host.changes().is_empty());
         assert_eq!(host.tree.strangers().collect::<Vec<_>>(), [UID]);
-        assert_eq!(lines(&host.tree.assign(UID, Some(GroupId(7)))), expected);
+        assert_eq!(lines(&host.tree.assign(UID, GroupId(7))), expected);
         assert_eq!(host.tree.strangers().count(), 0);
         // The group first.
         let mut host = Host::new(&[]);
         host.changes();
-        assert!(host.tree.assign(UID, Some(GroupId(7))).is_empty());
+        assert!(host.tree.assign(UID, GroupId(7)).is_empty());
         host.make(&format!("{pod}/5f2c1c9a8e0d"));
         assert_eq!(host.changes(), expected);
     }
@@ -453,11 +465,12 @@ mod tests {
         let mut host = Host::new(&[]);
         host.make(&pod);
         host.changes();
-        host.tree.assign(UID, Some(GroupId(1)));
+        host.tree.assign(UID, GroupId(1));
         // Another group takes it over.
-        let moved = host.tree.assign(UID, Some(GroupId(2)));
+        let moved = host.tree.assign(UID, GroupId(2));
         assert_eq!(lines(&moved), [format!("-1 {pod}!"), format!("+2 {pod}!")]);
-        assert_eq!(lines(&host.tree.assign(UID, None)), [format!("-2 {pod}!")]);
+        assert!(host.tree.unassign(UID, GroupId(1)).is_empty(), "no longer its");
+        assert_eq!(lines(&host.tree.unassign(UID, GroupId(2))), [format!("-2 {pod}!")]);
         assert_eq!(host.tree.strangers().collect::<Vec<_>>(), [UID]);
         host.remove(&pod);
         assert!(host.changes().is_empty());

@@ -504,7 +504,7 @@ fn memory(ledger: &Ledger) -> Vec<MetricFamily> {
         ),
         counter(
             "enforcer_oom_kills_total",
-            "Tasks of a group that the kernel killed for want of memory",
+            "Processes of a group that the kernel killed for want of memory",
             each(|memory| Some(memory.oom_kills? as f64)),
         ),
     ]
