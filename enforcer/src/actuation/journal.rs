@@ -136,11 +136,19 @@ impl Entry {
             && quotas.any(|known| known.period_us == found.period_us)
     }
 
+    /// Whether the directory is the one of which it was read, and no later one of the same name.
+    pub fn is_of_its_directory(&self) -> bool {
+        fs::metadata(&self.directory).is_ok_and(|metadata| metadata.ino() == self.inode)
+    }
+
     /// Puts the owner's value back, unless somebody else wrote meanwhile. Whether something was written.
     ///
     /// # Errors
-    /// What the file system says.
+    /// What the file system says; [`setting::Error::Gone`] where a later directory has the name.
     pub fn restore(&self, file: &SettingFile) -> Result<bool, setting::Error> {
+        if !self.is_of_its_directory() {
+            return Err(setting::Error::Gone(self.directory.clone()));
+        }
         let found = file.read()?;
         if found == self.owner || !self.knows(&found) {
             return Ok(false);
@@ -346,10 +354,6 @@ fn restore_one(entry: &Entry, mounts: &Mounts) -> Result<bool, setting::Error> {
             && !entry.directory.components().any(|part| part == Component::ParentDir)
     };
     if !mounts.mount(entry.hierarchy).is_some_and(inside) {
-        return Err(setting::Error::Gone(entry.directory.clone()));
-    }
-    let is_same = fs::metadata(&entry.directory).is_ok_and(|metadata| metadata.ino() == entry.inode);
-    if !is_same {
         return Err(setting::Error::Gone(entry.directory.clone()));
     }
     entry.restore(&SettingFile::new(entry.hierarchy, entry.directory.clone(), entry.knob()))

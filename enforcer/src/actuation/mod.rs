@@ -42,8 +42,8 @@ const COMPARED: usize = 100;
 /// A directory that somebody else keeps writing is left to them for so long: two agents must not fight.
 const YIELD: Duration = Duration::from_secs(10);
 
-/// At the end, writes that the kernel is busy with are waited for so long: it takes a value first and reclaims afterwards,
-/// so the owner's value, written meanwhile, stays.
+/// At the end, writes that the kernel is busy with are waited for so long. Of most it takes the value first and reclaims afterwards,
+/// so the owner's value, written meanwhile, stays; a v1 memory limit comes last, and is put right when it has come.
 const END: Duration = Duration::from_secs(1);
 
 /// A file that could not be read or written; the others were.
@@ -307,8 +307,8 @@ impl Actuator {
             let path = self.path_of(below);
             let key = Key::new(Knob::Quota, path.clone());
             let owners = match self.held.get(&key) {
-                Some(held) => Ok(held.entry().owner.clone()),
-                None => SettingFile::new(below.hierarchy, path, Knob::Quota).read(),
+                Some(held) if held.entry().inode == below.inode => Ok(held.entry().owner.clone()),
+                _ => SettingFile::new(below.hierarchy, path, Knob::Quota).read(),
             };
             if let Ok(Setting::Quota(owners)) = owners
                 && owners.quota_us.is_some()
@@ -319,11 +319,29 @@ impl Actuator {
         }
     }
 
+    /// Whether what is held under this name, if anything, is of this directory. What is of an earlier one of the same name is
+    /// dropped, as soon as nothing is being written there.
+    fn belongs_to(&mut self, key: &Key, inode: u64) -> bool {
+        let Some(held) = self.held.get_mut(key).filter(|held| held.entry().inode != inode) else {
+            return true;
+        };
+        held.pending.take_if(|pending| pending.call_off());
+        if held.pending.is_some() {
+            return false;
+        }
+        self.held.remove(key);
+        true
+    }
+
     /// Notes what is about to be written, in that order. What is in force already, or left to somebody else for a while,
     /// is left out.
     fn intend(&mut self, now: Duration, wanted: Wanted<'_>, applied: &mut Applied) -> Vec<Key> {
         let mut due = Vec::new();
         for (key, (directory, setting)) in wanted {
+            if !self.belongs_to(&key, directory.inode) {
+                self.unsettled.insert(key);
+                continue;
+            }
             let held = match self.held.get(&key) {
                 Some(held) => held,
                 None => match Held::take(directory, &key) {
@@ -342,6 +360,12 @@ impl Actuator {
             }
             if held.pending.is_some() || now < held.yielded_until {
                 self.unsettled.insert(key);
+                continue;
+            }
+            // What somebody else wrote since the last look must not be written over unseen.
+            self.compare_one(&key, now, applied);
+            let Some(held) = self.held.get(&key) else { continue };
+            if now < held.yielded_until {
                 continue;
             }
             self.held.entry_mut(&key).expect("BUG: just there").intend(setting);
@@ -408,6 +432,18 @@ impl Actuator {
             Ok(found) if entry.is_in_force(&found) => {}
             // It may be written right now.
             Ok(found) if held.pending.is_some() && entry.knows(&found) => {}
+            Ok(_) if !entry.is_of_its_directory() => {
+                self.held.remove(key);
+                self.unsettled.insert(key.clone());
+            }
+            // A write of ours that came after the owner's value had been put back.
+            Ok(found) if entry.ours == entry.owner && found == entry.before => {
+                if let Some(entry) = self.held.entry_mut(key) {
+                    entry.intend(found);
+                }
+                self.loose.insert(key.clone());
+                self.unsettled.insert(key.clone());
+            }
             Ok(found) => {
                 tracing::info!(cgroup = %key.path.display(), %found, ours = %entry.ours, "somebody else set this");
                 applied.foreign += 1;

@@ -51,7 +51,16 @@ impl Host {
 
     /// Applies one limit, in ms per second, to each of the directories; a second later than the last time.
     fn apply(&mut self, actuator: &mut Actuator, wanted: &[(&Directory, u64)]) -> Applied {
-        self.now += COMPARE;
+        self.apply_after(COMPARE, actuator, wanted)
+    }
+
+    fn apply_after(
+        &mut self,
+        passed: Duration,
+        actuator: &mut Actuator,
+        wanted: &[(&Directory, u64)],
+    ) -> Applied {
+        self.now += passed;
         let quota = |ms| Setting::Quota(CpuLimit { quota_us: Some(ms * 1000), period_us: 1_000_000 });
         let targets: Vec<Target<'_>> = wanted
             .iter()
@@ -236,6 +245,51 @@ fn a_directory_that_went_or_was_made_again_is_left_alone() {
     let applied = host.apply(&mut actuator, &[(&a, 100), (&b, 100)]);
     assert!(applied.errors.is_empty(), "{:?}", applied.errors);
     assert_eq!((actuator.held(), host.limit("b").as_str()), (1, "100000 1000000"));
+}
+
+#[test]
+fn of_a_directory_that_was_made_again_the_new_value_is_the_owners() {
+    let mut host = Host::new(&["a"]);
+    let (mut actuator, first) = (host.actuator(), host.directory("a"));
+    host.apply(&mut actuator, &[(&first, 200)]);
+    let v2 = host.root.path().join("v2");
+    fs::rename(v2.join("a"), v2.join("earlier")).unwrap();
+    fs::create_dir(v2.join("a")).unwrap();
+    host.set("a", "500000 1000000");
+    let second = host.directory("a");
+    let applied = host.apply(&mut actuator, &[(&second, 200)]);
+    assert_eq!((applied.writes, applied.foreign), (1, 0));
+    assert_eq!(host.limit("a"), "200000 1000000");
+    actuator.release_all();
+    assert_eq!(
+        (host.limit("a").as_str(), host.limit("earlier").as_str()),
+        ("500000 1000000", "200000 1000000")
+    );
+}
+
+#[test]
+fn what_somebody_else_wrote_is_not_written_over_unseen() {
+    let mut host = Host::new(&["batch"]);
+    let (mut actuator, batch) = (host.actuator(), host.directory("batch"));
+    host.apply(&mut actuator, &[(&batch, 200)]);
+    host.set("batch", "50000 100000");
+    let applied = host.apply_after(Duration::from_millis(1), &mut actuator, &[(&batch, 300)]);
+    assert_eq!((applied.writes, applied.foreign), (0, 1));
+    actuator.release_all();
+    assert_eq!(host.limit("batch"), "50000 100000");
+}
+
+/// A write that took long may come after the owner's value was put back.
+#[test]
+fn a_late_write_of_our_own_is_not_taken_for_the_owners() {
+    let mut host = Host::new(&["batch"]);
+    let (mut actuator, batch) = (host.actuator(), host.directory("batch"));
+    host.apply(&mut actuator, &[(&batch, 200)]);
+    let key = actuator.held.keys().next().unwrap().clone();
+    let entry = actuator.held.entry_mut(&key).unwrap();
+    entry.intend(entry.owner.clone());
+    let applied = host.apply(&mut actuator, &[]);
+    assert_eq!((applied.foreign, actuator.held(), host.limit("batch").as_str()), (0, 0, OWNER));
 }
 
 #[test]
