@@ -344,6 +344,7 @@ impl Actuator {
                 self.unsettled.insert(key);
                 continue;
             }
+            let is_new = self.held.get(&key).is_none();
             let held = match self.held.get(&key) {
                 Some(held) => held,
                 None => match Held::take(directory, &key) {
@@ -364,8 +365,10 @@ impl Actuator {
                 self.unsettled.insert(key);
                 continue;
             }
-            // What somebody else wrote since the last look must not be written over unseen.
-            self.compare_one(&key, now, applied);
+            // What somebody else wrote since the last look must not be written over unseen. A new one was read just now.
+            if !is_new {
+                self.compare_one(&key, now, applied);
+            }
             let Some(held) = self.held.get(&key) else { continue };
             if now < held.yielded_until {
                 continue;

@@ -273,9 +273,9 @@ impl Tree {
         if self.seen.get(place).is_some_and(|seen| seen.inode != inode) {
             self.forget(hierarchy, path, changes);
         }
-        let is_new = !self.seen.contains_key(place);
-        if let Some(seen) = self.seen.get_mut(place) {
+        let is_new = if let Some(seen) = self.seen.get_mut(place) {
             seen.generation = self.generation;
+            false
         } else {
             if let (Some(pods), Some(pod)) = (&mut self.pods, &pod) {
                 pods.directories.entry(pod.clone()).or_default().insert(place.clone());
@@ -283,7 +283,8 @@ impl Tree {
             let seen = Seen { inode, pod, owner, watch: None, generation: self.generation };
             changes.extend(seen.directory(place).map(Change::Appeared));
             self.seen.insert(place.clone(), seen);
-        }
+            true
+        };
         // Watch first, list afterwards: what is made in between is reported twice rather than never.
         self.watch(place, &directory, is_new);
         if fs::metadata(&directory).is_ok_and(|metadata| metadata.nlink() != LEAF_LINKS) {

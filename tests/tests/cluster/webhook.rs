@@ -199,7 +199,7 @@ pub fn expired_certificate() -> Result<()> {
     wait_for("there is a new certificate", || Ok(stored()? != bad))?;
     println!("made {:.1?} after the replicas were killed", begun.elapsed());
     is_mutated_soon(&cluster, "after-expiry")?;
-    println!("pods are mutated again {:.1?} after that", begun.elapsed());
+    println!("pods are mutated again {:.1?} after they were killed", begun.elapsed());
     let new = stored()?;
     for (kind, configuration) in configurations(&cluster)? {
         for webhook in configuration["webhooks"].as_array().context("no webhooks")? {
