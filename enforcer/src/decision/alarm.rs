@@ -4,10 +4,12 @@
 //! to 5 % within a few hundred requests and stays silent for hours at 1 %. Requests are not independent: one hiccup of the
 //! host delays a dozen at once. So no stretch of time may count for more than [`STEP_MAX`], and an alarm takes some
 //! tenths of a second. The sudden one needs a handful of slow ones in a row and knows no such bound: it is listened to
-//! only where the kernel itself names who is to blame.
+//! only where the kernel itself names who is to blame. Beside them [`Incidents`] sees what is too short for the patient one
+//! and comes again and again.
 
 use std::time::Duration;
 
+use super::incidents::Incidents;
 use crate::signal::tally::{ALLOWED, Tally};
 
 /// The slow share that is certainly too much. With the logarithms below, shares under 1.44 % calm the alarm down and
@@ -39,6 +41,7 @@ pub struct Alarm {
     on_for: Duration,
     heard: u64,
     sudden: f64,
+    incidents: Incidents,
 }
 
 impl Alarm {
@@ -57,16 +60,19 @@ impl Alarm {
             (self.on_for, self.heard) = (Duration::ZERO, 0);
         }
         self.sudden = (self.sudden + evidence(tally, SUDDEN)).clamp(0.0, SUDDEN_THRESHOLD);
+        self.incidents.observe(tally, elapsed);
     }
 
     /// Whether the objective is being missed.
     pub const fn is_on(self) -> bool {
-        self.on
+        self.on || self.incidents.are_too_many()
     }
 
     /// Whether the objective has been missed for longer than a hiccup.
     pub fn lasts(self) -> bool {
-        self.on && (self.on_for >= LASTS_AT_MOST || (self.on_for >= LASTS && self.heard >= LASTS_REQUESTS))
+        self.incidents.are_too_many()
+            || (self.on
+                && (self.on_for >= LASTS_AT_MOST || (self.on_for >= LASTS && self.heard >= LASTS_REQUESTS)))
     }
 
     /// Whether slow ones came thick just now.
@@ -108,6 +114,13 @@ mod tests {
     #[test]
     fn one_percent_slow_never_raises_it() {
         assert_eq!(observations_until_alarm(std::iter::repeat_n(1, 100_000)), None);
+    }
+
+    #[test]
+    fn a_hiccup_every_third_second_raises_it_in_the_end() {
+        let hiccups = (0..1_000).map(|look| if look % 30 == 3 { 90 } else { 0 });
+        let alarm = observations_until_alarm(hiccups);
+        assert!(alarm.is_some_and(|look| (80..300).contains(&look)), "{alarm:?}");
     }
 
     #[test]
