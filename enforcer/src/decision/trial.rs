@@ -3,6 +3,9 @@
 //! BE is stopped and let run in turns, in random order within each pair of windows, and the slow counts of both kinds
 //! are compared. Drift of the host hits both alike, and unlike "before against after" the comparison does not suffer
 //! from having been started by a bad moment. Each window's first part is left out: queues drain, caches refill.
+//!
+//! One stall delays all requests that come meanwhile, so as many independent ones as the comparison takes them for there may not
+//! be: it is corrected by how much windows of the same kind differ from each other.
 
 use std::time::Duration;
 
@@ -29,6 +32,8 @@ const Z_HELPS: f64 = 3.0;
 /// trial costs BE half its time: one in which stopping it has made nothing better so far ends.
 const Z_FUTILE: f64 = 0.0;
 const Z_PROMISING: f64 = 1.0;
+/// Windows that differ so much more than by chance: a few stalls and not many slow requests.
+const DISPERSED: f64 = 4.0;
 
 /// What stopping BE does to a victim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -37,12 +42,26 @@ pub struct Effect {
     pub with_be: Tally,
     /// While BE was stopped.
     pub without_be: Tally,
+    /// How much more windows of the same kind differ than independent requests would make them, as a ratio of variances. 0:
+    /// not known. (R. W. M. Wedderburn, 1974, quasi-likelihood.)
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dispersion: f64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &f64) -> bool {
+    *number == 0.0
 }
 
 impl Effect {
     /// How many standard deviations more was slow while BE ran.
     pub fn z(self) -> f64 {
-        self.with_be.z_above(self.without_be)
+        self.with_be.z_above(self.without_be) / self.dispersion.max(1.0).sqrt()
+    }
+
+    /// What was slow came in a few stalls, too few to tell.
+    pub fn is_undecided(self) -> bool {
+        self.dispersion >= DISPERSED && self.z().abs() < Z_HELPS
     }
 
     /// The objective was met while BE ran: however much BE slows its victim down, it may.
@@ -74,6 +93,10 @@ pub enum Step {
 pub struct Trial {
     window: Duration,
     effect: Effect,
+    /// The window that goes on, and those of each kind that ended.
+    counted: Tally,
+    with_be: Vec<Tally>,
+    without_be: Vec<Tally>,
     pairs: u32,
     stop_be: bool,
     is_second: bool,
@@ -90,6 +113,9 @@ impl Trial {
         Self {
             window,
             effect: Effect::default(),
+            counted: Tally::default(),
+            with_be: Vec::new(),
+            without_be: Vec::new(),
             pairs: 0,
             stop_be: true,
             is_second: false,
@@ -116,9 +142,7 @@ impl Trial {
         // An observation that began up to a tenth too early still belongs to the counted part.
         let is_settled = self.observed_until + SETTLE / 10 >= counted_from;
         match tally {
-            Some(tally) if is_settled => {
-                *(if self.stop_be { &mut self.effect.without_be } else { &mut self.effect.with_be }) += tally;
-            }
+            Some(tally) if is_settled => self.counted += tally,
             Some(_) => {}
             None => self.window_began += now.saturating_sub(self.observed_until),
         }
@@ -127,6 +151,7 @@ impl Trial {
             return Step::Continue { stop_be: self.stop_be };
         }
         self.window_began = now;
+        self.end_window();
         if self.is_second {
             self.pairs += 1;
             if let Some(verdict) = self.verdict() {
@@ -139,6 +164,22 @@ impl Trial {
         }
         self.is_second = !self.is_second;
         Step::Continue { stop_be: self.stop_be }
+    }
+
+    fn end_window(&mut self) {
+        let counted = std::mem::take(&mut self.counted);
+        let (all, of_kind) = if self.stop_be {
+            (&mut self.effect.without_be, &mut self.without_be)
+        } else {
+            (&mut self.effect.with_be, &mut self.with_be)
+        };
+        *all += counted;
+        of_kind.push(counted);
+        let freedom = (self.with_be.len() + self.without_be.len()).saturating_sub(2);
+        if freedom > 0 {
+            let spread = chi_squared(&self.with_be) + chi_squared(&self.without_be);
+            self.effect.dispersion = spread / freedom as f64;
+        }
     }
 
     fn verdict(&self) -> Option<Step> {
@@ -164,6 +205,21 @@ impl Trial {
         self.random ^= self.random << 17;
         self.random >> 63 == 1
     }
+}
+
+/// Pearson's statistic of windows that should have the same slow share.
+fn chi_squared(windows: &[Tally]) -> f64 {
+    let mut all = Tally::default();
+    for window in windows {
+        all += *window;
+    }
+    let Some(share) = all.share().filter(|share| *share > 0.0 && *share < 1.0) else { return 0.0 };
+    let counted = windows.iter().filter(|window| window.total > 0);
+    let of_window = |window: &Tally| {
+        let expected = share * window.total as f64;
+        (window.slow as f64 - expected).powi(2) / (expected * (1.0 - share))
+    };
+    counted.map(of_window).sum()
 }
 
 #[cfg(test)]
@@ -208,6 +264,25 @@ mod tests {
         let (verdict, ticks, _) = run(|stopped, tick| u64::from(!stopped && tick % 2 == 0));
         assert!(matches!(verdict, Step::Met(_)), "{verdict:?}");
         assert!(ticks <= 32, "{ticks}");
+    }
+
+    #[test]
+    fn one_stall_proves_nothing_however_many_requests_it_delays() {
+        // In the second tick that BE runs, half of a tick's.
+        let mut ran = 0;
+        let (verdict, ..) = run(|stopped, _| {
+            ran += u32::from(!stopped);
+            if !stopped && ran == 3 { 50 } else { 0 }
+        });
+        let Step::NoHelp(effect) = verdict else { panic!("{verdict:?}") };
+        assert!(effect.is_undecided(), "{effect:?}, z {}", effect.z());
+        // Half of the time each, and it is an effect.
+        let mut ran = 0;
+        let (verdict, ..) = run(|stopped, _| {
+            ran += u32::from(!stopped);
+            if !stopped && ran % 8 == 3 { 50 } else { 0 }
+        });
+        assert!(matches!(verdict, Step::Helps(_)), "{verdict:?}");
     }
 
     #[test]
