@@ -51,7 +51,8 @@ pub fn of<'a>(plan: &Plan, meter: &'a Meter, mounts: &Mounts, online: &CpuList) 
 }
 
 /// A v1 cpuset directory has the same path as the one that holds the group's CPU time; where there is none, the group
-/// is not pinned.
+/// is not pinned. There, those are pinned that have none below: a
+/// v1 kernel does not let a directory have fewer CPUs than one below it.
 fn cpus<'a>(
     group: GroupId,
     restraint: &Restraint,
@@ -63,7 +64,12 @@ fn cpus<'a>(
         return Vec::new();
     };
     let setting = Setting::Cpus(online.last(count as usize));
-    let pinned = meter.tops_of(group, mounts.cpu_hierarchy()).filter_map(|(directory, _)| {
+    let mut directories: Vec<&Directory> = Vec::new();
+    for (top, _) in meter.tops_of(group, mounts.cpu_hierarchy()) {
+        let below = if hierarchy == Hierarchy::V1Cpuset { meter.below(top) } else { Vec::new() };
+        directories.extend(innermost(top, below));
+    }
+    let pinned = directories.into_iter().filter_map(|directory| {
         let directory = if directory.hierarchy == hierarchy {
             Cow::Borrowed(directory)
         } else {
@@ -75,6 +81,39 @@ fn cpus<'a>(
     pinned.collect()
 }
 
+/// Of a directory and those below it, the ones that have none below.
+fn innermost<'a>(top: &'a Directory, below: Vec<&'a Directory>) -> Vec<&'a Directory> {
+    let mut all = below;
+    all.push(top);
+    let has_none_below = |directory: &&Directory| {
+        let is_below =
+            |other: &&Directory| other.path != directory.path && other.path.starts_with(&directory.path);
+        !all.iter().any(is_below)
+    };
+    all.iter().copied().filter(has_none_below).collect()
+}
+
 const fn target(directory: Cow<'_, Directory>, setting: Setting) -> Target<'_> {
     Target { directory, setting, below: Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_are_pinned_by_their_containers_where_there_are_any() {
+        let directory = |path: &str| Directory {
+            hierarchy: Hierarchy::V1Cpu,
+            path: path.into(),
+            inode: 1,
+            group: GroupId(0),
+            is_top: path == "pod1",
+        };
+        let (pod, a, b) = (directory("pod1"), directory("pod1/a"), directory("pod1/a/b"));
+        assert_eq!(innermost(&pod, Vec::new()), [&pod]);
+        assert_eq!(innermost(&pod, vec![&a]), [&a]);
+        let other = directory("pod1/ab");
+        assert_eq!(innermost(&pod, vec![&a, &b, &other]), [&b, &other]);
+    }
 }
