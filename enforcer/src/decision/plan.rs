@@ -55,6 +55,8 @@ pub enum Reason {
     NoBe { objective: Objective },
     /// Missed, but stopping BE was tried and did not help, or was not needed. Not tried again before `retry_at`.
     NoHelp { objective: Objective, cause: Cause, effect: Effect, retry_at: Duration },
+    /// Missed while BE runs, which yields: it runs only where nobody else wants the CPU. Nothing is proven yet.
+    Yield { objective: Objective },
     /// Missed; finding out whether BE is the cause.
     Trial { objective: Objective },
     /// BE is the cause and keeps this share (0 to 1) of what it wants above its floor.
@@ -85,6 +87,7 @@ impl Reason {
             Self::Met => "met",
             Self::NoBe { .. } => "no_be",
             Self::NoHelp { .. } => "no_help",
+            Self::Yield { .. } => "yield",
             Self::Trial { .. } => "trial",
             Self::Squeeze { .. } => "squeeze",
             Self::Shadow { .. } => "shadow",
@@ -92,7 +95,7 @@ impl Reason {
     }
 
     /// All labels, so that a metric can show zeros.
-    pub const LABELS: [&'static str; 6] = ["met", "no_be", "no_help", "trial", "squeeze", "shadow"];
+    pub const LABELS: [&'static str; 7] = ["met", "no_be", "no_help", "yield", "trial", "squeeze", "shadow"];
 
     /// The objective concerned.
     pub const fn objective(&self) -> Option<Objective> {
@@ -100,6 +103,7 @@ impl Reason {
             Self::Met => None,
             Self::NoBe { objective }
             | Self::NoHelp { objective, .. }
+            | Self::Yield { objective }
             | Self::Trial { objective }
             | Self::Squeeze { objective, .. }
             | Self::Shadow { objective, .. } => Some(*objective),
@@ -127,6 +131,12 @@ impl Reason {
                 cause.words(),
                 retry_at.as_secs_f64()
             ),
+            Self::Yield { objective } => {
+                format!(
+                    "{} while BE runs, which yields its CPUs to whoever else wants them",
+                    missed(objective)
+                )
+            }
             Self::Trial { objective } => {
                 format!("{}: finding out whether BE is the cause", missed(objective))
             }

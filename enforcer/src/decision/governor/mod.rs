@@ -1,8 +1,9 @@
-//! The order of alarm, cause, trial and hold.
+//! The order of alarm, cause, yielding, trial and hold.
 
 mod be;
 mod squeeze;
 mod watched;
+mod yielding;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,6 +14,7 @@ use self::{
     be::{BeGroup, STOPPED},
     squeeze::Squeeze,
     watched::Watched,
+    yielding::Yielding,
 };
 use super::{
     bands::Bands,
@@ -76,8 +78,10 @@ struct Learned {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it, and it is moved ten times per second")]
 enum Phase {
     Free,
+    Yielding(Yielding),
     Trying(Trying),
     Squeeze(Squeeze),
 }
@@ -95,6 +99,8 @@ struct Trying {
     next: Vec<Vec<GroupId>>,
     /// The squeeze that is to be verified.
     proven: Option<Squeeze>,
+    /// BE that is not stopped yields.
+    yields: bool,
 }
 
 impl Governor {
@@ -145,7 +151,7 @@ impl Governor {
         self.system.remove(&id);
         self.plan.restraints.remove(&id);
         self.phase = match std::mem::replace(&mut self.phase, Phase::Free) {
-            Phase::Free => Phase::Free,
+            phase @ (Phase::Free | Phase::Yielding(_)) => phase,
             Phase::Trying(mut trying) => {
                 let others = |who: &mut Vec<GroupId>| who.retain(|other| *other != id);
                 others(&mut trying.who);
@@ -171,6 +177,7 @@ impl Governor {
                 proven.map_or(Phase::Free, |squeeze| self.release(squeeze))
             }
             Phase::Squeeze(squeeze) if squeeze.watched == objective => self.release(squeeze),
+            Phase::Yielding(yielding) if yielding.watched == objective => Phase::Free,
             phase => phase,
         };
         self.objectives.remove(&objective);
@@ -190,6 +197,7 @@ impl Governor {
         }
         self.phase = match std::mem::replace(&mut self.phase, Phase::Free) {
             Phase::Free => self.look_for_trouble(),
+            Phase::Yielding(yielding) => self.go_on_yielding(yielding),
             Phase::Trying(trying) => self.go_on_trying(trying, node, spoilt),
             Phase::Squeeze(squeeze) => self.go_on_squeezing(squeeze, node, spoilt),
         };
@@ -225,26 +233,85 @@ impl Governor {
         if self.mode == Mode::Shadow {
             return Phase::Free;
         }
+        self.in_trouble().into_iter().find_map(|objective| self.react(objective)).unwrap_or(Phase::Free)
+    }
+
+    fn in_trouble(&self) -> Vec<Objective> {
         let in_trouble = |watched: &&Watched| watched.alarm.is_on() || watched.alarm.is_sudden();
-        let objectives: Vec<Objective> =
-            self.objectives.values().filter(in_trouble).map(|watched| watched.objective).collect();
-        objectives.into_iter().find_map(|objective| self.react(objective)).unwrap_or(Phase::Free)
+        self.objectives.values().filter(in_trouble).map(|watched| watched.objective).collect()
     }
 
     fn react(&mut self, watched: Objective) -> Option<Phase> {
         let objective = &self.objectives[&watched];
         let alarm = objective.alarm;
         let waits = objective.waits_for_retry(self.taken_at, self.be_cores());
-        // A trial without effect contradicts blame. One in which the objective was met says nothing of what changed since.
-        let may_blame = !waits || objective.retry().is_some_and(|retry| retry.effect.is_met_with_be());
-        if may_blame && let Some(phase) = self.blame(watched) {
+        let may_suspect = self.may_suspect(watched);
+        if may_suspect && let Some(phase) = self.blame(watched) {
             return Some(phase);
         }
         // What follows costs BE something on less than the kernel's word.
-        if waits || !alarm.lasts() || !self.be_runs() {
+        if !alarm.lasts() || !self.be_runs() {
             return None;
         }
-        self.remember(watched).or_else(|| self.try_without_be(watched))
+        if !waits && let Some(phase) = self.remember(watched) {
+            return Some(phase);
+        }
+        if may_suspect && let Some(phase) = self.let_yield(watched) {
+            return Some(phase);
+        }
+        if waits { None } else { self.try_without_be(watched, false) }
+    }
+
+    /// A trial without effect speaks for BE. One in which the objective was met says nothing of what changed since.
+    fn may_suspect(&self, watched: Objective) -> bool {
+        let objective = &self.objectives[&watched];
+        !objective.waits_for_retry(self.taken_at, self.be_cores())
+            || objective.retry().is_some_and(|retry| retry.effect.is_met_with_be())
+    }
+
+    /// BE makes room where others want the CPU: no proof is needed for what costs it so little.
+    fn let_yield(&mut self, watched: Objective) -> Option<Phase> {
+        let now = self.taken_at;
+        let objective = &self.objectives[&watched];
+        let (cause, _) = objective.cause(|group| self.class(group));
+        let is_about_cpus = watched.signal != Signal::MemoryStall
+            && !matches!(cause, Cause::BeMemory | Cause::OwnQuota | Cause::Steal);
+        let can_yield = self.be.values().any(|be| be.runs() && be.has(Lever::Idle));
+        if !is_about_cpus || !can_yield || !objective.yielding.is_promising(now) {
+            return None;
+        }
+        let until = self.watched_mut(watched).yielding.begin(now);
+        self.reset_alarms();
+        Some(Phase::Yielding(Yielding { watched, cause, until }))
+    }
+
+    fn go_on_yielding(&mut self, yielding: Yielding) -> Phase {
+        let (now, watched) = (self.taken_at, yielding.watched);
+        let in_trouble: Vec<Objective> = self.in_trouble();
+        for &objective in &in_trouble {
+            if self.may_suspect(objective)
+                && let Some(phase) = self.blame(objective)
+            {
+                return phase;
+            }
+        }
+        let objective = &self.objectives[&watched];
+        if !self.be_runs() || now >= objective.heard_at + SILENCE {
+            return Phase::Free;
+        }
+        if now >= yielding.until && !objective.alarm.is_on() {
+            self.watched_mut(watched).yielding.helped(now);
+            return Phase::Free;
+        }
+        let is_not_enough = |objective: &&Objective| {
+            let objective = &self.objectives[*objective];
+            objective.alarm.lasts() && !objective.waits_for_retry(now, self.be_cores())
+        };
+        let Some(missed) = in_trouble.iter().find(is_not_enough).copied() else {
+            return Phase::Yielding(yielding);
+        };
+        self.watched_mut(missed).yielding.was_in_vain(now);
+        self.remember(missed).or_else(|| self.try_without_be(missed, true)).unwrap_or(Phase::Free)
     }
 
     /// The kernel itself saw what BE did while the victim waited: no trial is needed.
@@ -314,8 +381,9 @@ impl Governor {
         }
     }
 
-    /// Who is to be tried: what runs, one workload after the other, the likeliest first, then all of them.
-    fn try_without_be(&self, watched: Objective) -> Option<Phase> {
+    /// Who is to be tried: what runs, one workload after the other, the likeliest first, then all of them. `yields`: BE that
+    /// is not stopped.
+    fn try_without_be(&self, watched: Objective, yields: bool) -> Option<Phase> {
         let objective = &self.objectives[&watched];
         let running = || self.be.values().filter(|be| be.runs() && be.has(Lever::Quota));
         let mut workloads: BTreeMap<&str, (f64, Vec<GroupId>)> = BTreeMap::new();
@@ -330,12 +398,12 @@ impl Governor {
         let singles = singles.into_iter().take(SINGLES_MAX).map(|(_, who)| who);
         let mut next: Vec<Vec<GroupId>> = singles.chain(all).collect();
         next.reverse();
-        self.try_next(watched, next)
+        self.try_next(watched, next, yields)
     }
 
-    fn try_next(&self, watched: Objective, mut next: Vec<Vec<GroupId>>) -> Option<Phase> {
+    fn try_next(&self, watched: Objective, mut next: Vec<Vec<GroupId>>, yields: bool) -> Option<Phase> {
         let who = next.pop()?;
-        Some(Phase::Trying(self.trying(watched, who, next, None)))
+        Some(Phase::Trying(Trying { yields, ..self.trying(watched, who, next, None) }))
     }
 
     fn trying(
@@ -348,7 +416,7 @@ impl Governor {
         let now = self.taken_at;
         let seed = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let trial = Trial::start(now, self.objectives[&watched].rate_hz, seed);
-        Trying { trial, watched, who, ran_at: now, next, proven }
+        Trying { trial, watched, who, ran_at: now, next, proven, yields: false }
     }
 
     fn go_on_trying(&mut self, mut trying: Trying, node: &Snapshot, spoilt: bool) -> Phase {
@@ -365,6 +433,8 @@ impl Governor {
                 self.reset_alarms();
                 trying.proven.map_or(Phase::Free, |squeeze| self.release(squeeze))
             }
+            // It is enough that BE yields.
+            Step::Met(effect) if trying.yields => self.yield_on(watched, effect),
             Step::Met(effect) => {
                 self.did_not_help(watched, effect);
                 trying.proven.map_or(Phase::Free, |mut squeeze| {
@@ -373,8 +443,12 @@ impl Governor {
                 })
             }
             Step::NoHelp(effect) => {
-                if let Some(phase) = self.try_next(watched, trying.next) {
+                if let Some(phase) = self.try_next(watched, trying.next, trying.yields) {
                     return phase;
+                }
+                // Too little was seen to let it go.
+                if trying.yields && effect.is_undecided() {
+                    return self.yield_on(watched, effect);
                 }
                 self.did_not_help(watched, effect);
                 let victim = &self.objectives[&watched].workload;
@@ -419,6 +493,15 @@ impl Governor {
         Phase::Squeeze(squeeze)
     }
 
+    /// BE goes on yielding after a trial.
+    fn yield_on(&mut self, watched: Objective, effect: Effect) -> Phase {
+        let now = self.taken_at;
+        let (cause, _) = self.objectives[&watched].cause(|group| self.class(group));
+        self.did_not_help(watched, effect);
+        let until = self.watched_mut(watched).yielding.begin(now);
+        Phase::Yielding(Yielding { watched, cause, until })
+    }
+
     fn did_not_help(&mut self, watched: Objective, effect: Effect) {
         let (now, be_cores) = (self.taken_at, self.be_wants());
         self.watched_mut(watched).did_not_help(now, effect, be_cores);
@@ -457,11 +540,18 @@ impl Governor {
         self.plan.evict.clear();
         self.plan.again_at = None;
         match &self.phase {
-            Phase::Trying(Trying { trial, who, .. }) if trial.stops_be() => {
-                let existing = who.iter().map(|id| &self.be[id]).filter(|be| be.exists);
-                self.plan.restraints.extend(existing.map(|be| (be.id, STOPPED)));
+            Phase::Free => {}
+            Phase::Yielding(_) => self.plan.restraints.extend(yielding(&self.be)),
+            Phase::Trying(Trying { trial, who, yields, .. }) => {
+                if *yields {
+                    self.plan.restraints.extend(yielding(&self.be));
+                }
+                if trial.stops_be() {
+                    for be in who.iter().map(|id| &self.be[id]).filter(|be| be.exists) {
+                        self.plan.restraints.entry(be.id).or_default().quota = STOPPED.quota;
+                    }
+                }
             }
-            Phase::Free | Phase::Trying(_) => {}
             Phase::Squeeze(squeeze) => {
                 let existing = squeeze.who.iter().map(|id| &self.be[id]).filter(|be| be.exists);
                 for be in existing {
@@ -504,6 +594,7 @@ impl Governor {
             let proven = match &self.phase {
                 // Cured, it shows nothing any more.
                 Phase::Squeeze(squeeze) if squeeze.watched == watched.objective => Some(squeeze.cause),
+                Phase::Yielding(yielding) if yielding.watched == watched.objective => Some(yielding.cause),
                 Phase::Trying(trying) if trying.watched == watched.objective => None,
                 _ if watched.alarm.is_on() => None,
                 _ => continue,
@@ -518,6 +609,7 @@ impl Governor {
     fn reason(&self) -> Reason {
         match &self.phase {
             Phase::Free => self.why_free(),
+            Phase::Yielding(Yielding { watched, .. }) => Reason::Yield { objective: *watched },
             Phase::Trying(Trying { watched, .. }) => Reason::Trial { objective: *watched },
             Phase::Squeeze(squeeze) => Reason::Squeeze {
                 objective: squeeze.watched,
@@ -549,6 +641,12 @@ impl Learned {
     fn is_of(&self, victim: &str, signal: Signal) -> bool {
         self.victim == victim && self.signal == signal
     }
+}
+
+/// What makes BE yield, group by group, where it can.
+fn yielding(be: &BTreeMap<GroupId, BeGroup>) -> impl Iterator<Item = (GroupId, Restraint)> {
+    let can = be.values().filter(|be| be.exists && be.has(Lever::Idle));
+    can.map(|be| (be.id, Restraint { idle: true, ..Restraint::default() }))
 }
 
 /// What BE may keep at first, by what stopping it showed. With long periods BE runs at full speed for its share of the

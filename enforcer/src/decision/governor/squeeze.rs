@@ -115,8 +115,9 @@ impl Squeeze {
         now >= self.began + TAKES_HOLD
     }
 
+    /// One that leaves BE all that nobody else wants need not prove itself at BE's cost: it ends by itself soon.
     pub fn must_be_verified(&self, now: Duration) -> bool {
-        now >= self.verify_at && self.has_taken_hold(now)
+        now >= self.verify_at && self.has_taken_hold(now) && self.hold.share() < 1.0
     }
 
     /// What it does to one group. `cpus`: of the node.

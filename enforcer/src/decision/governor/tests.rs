@@ -510,3 +510,72 @@ fn a_pod_of_a_job_that_was_the_cause_inherits_what_was_learned() {
     node.run(5, WANTS_CORES, harmful);
     assert!(node.reasons.contains(&"squeeze") && !node.reasons.contains(&"trial"), "{:?}", node.reasons);
 }
+
+/// Runs a governor for some time beside one BE group that can yield. `slow(tick, restraint)` of 100 requests are slow per
+/// tick. What was planned, each reason once in a row.
+fn yields(seconds: u32, slow: impl Fn(u32, Restraint) -> u64) -> Vec<Plan> {
+    let mut governor = governor(&groups(1), Mode::Enforce);
+    let idle = GroupSnapshot { levers: batch(WANTS_CORES).levers.with(Lever::Idle), ..batch(WANTS_CORES) };
+    let mut plans: Vec<Plan> = vec![Plan::default()];
+    let mut restraint = Restraint::default();
+    for tick in 1..=seconds * 10 {
+        let cores = restraint.cores().unwrap_or(f64::MAX).min(WANTS_CORES);
+        let be = GroupSnapshot { cpu_cores: Some(cores), ..idle };
+        let plan = governor.decide(&Snapshot {
+            taken_at: TICK * tick,
+            steal: Some(0.0),
+            groups: vec![web(100, slow(tick, restraint)), be],
+            ..Snapshot::default()
+        });
+        restraint = plan.restraints.get(&GroupId(1)).copied().unwrap_or_default();
+        if plans.last().is_some_and(|last| last.reason.label() != plan.reason.label()) {
+            plans.push(plan.clone());
+        }
+    }
+    plans
+}
+
+fn labels(plans: &[Plan]) -> Vec<&'static str> {
+    plans.iter().map(|plan| plan.reason.label()).collect()
+}
+
+#[test]
+fn stalls_that_come_again_and_again_make_be_yield_for_ever_longer() {
+    let plans = yields(240, |tick, restraint| if tick % 30 == 0 && !restraint.idle { 90 } else { 0 });
+    assert_eq!(labels(&plans), ["met", "yield", "met", "yield", "met"], "1 minute, then 2");
+    assert_eq!(plans[1].restraints[&GroupId(1)], Restraint { idle: true, ..Restraint::default() });
+    let yielded = |plan: &Plan| plan.verdicts.first().map(|verdict| verdict.objective.victim);
+    assert_eq!(yielded(&plans[1]), Some(GroupId(0)), "{:?}", plans[1]);
+}
+
+#[test]
+fn where_yielding_is_not_enough_a_trial_tells() {
+    let harm =
+        |_, restraint: Restraint| if restraint.cores().is_some_and(|cores| cores < 0.5) { 0 } else { 5 };
+    let plans = yields(20, harm);
+    assert_eq!(labels(&plans), ["met", "yield", "trial", "squeeze"]);
+    // BE that runs in the trial yields, BE that is stopped does as well.
+    assert!(plans[2].restraints[&GroupId(1)].idle, "{:?}", plans[2]);
+}
+
+#[test]
+fn trouble_that_be_has_no_part_in_makes_it_yield_hardly_ever() {
+    let plans = yields(600, |_, _| 4);
+    let times = labels(&plans).into_iter().filter(|label| *label == "yield").count();
+    assert!((1..=5).contains(&times), "{times} in ten minutes");
+    assert!(!labels(&plans).contains(&"squeeze"));
+    // What is known to be its own quota costs BE nothing at all.
+    let mut governor = governor(&groups(1), Mode::Enforce);
+    let idle = GroupSnapshot { levers: batch(1.2).levers.with(Lever::Idle), ..batch(1.2) };
+    for tick in 1..=50 {
+        let throttled = GroupSnapshot { throttled: Some(0.3), ..web(100, 20) };
+        let groups = vec![throttled, idle];
+        let plan = governor.decide(&Snapshot {
+            taken_at: TICK * tick,
+            steal: Some(0.0),
+            groups,
+            ..Snapshot::default()
+        });
+        assert_ne!(plan.reason.label(), "yield");
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::yielding::Experience;
 use crate::{
     decision::{
         alarm::Alarm,
@@ -48,6 +49,8 @@ pub struct Watched {
     pub load_hz: f64,
     pub heard_at: Duration,
     retry: Option<Retry>,
+    /// What it did for it that BE yielded.
+    pub yielding: Experience,
 }
 
 /// A trial that did not help.
@@ -76,6 +79,7 @@ impl Watched {
             load_hz: 0.0,
             heard_at: Duration::ZERO,
             retry: None,
+            yielding: Experience::default(),
         }
     }
 

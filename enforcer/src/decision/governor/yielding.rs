@@ -1,0 +1,101 @@
+//! BE yields: it runs only where nobody else wants the CPU.
+//!
+//! A CPU on which only such tasks run counts as idle to the kernel when it looks for one for a task that wakes up
+//! (`sched_idle_cpu` in kernel/sched/fair.c). Beside BE that does not yield, it finds none, and LS queues up behind LS or
+//! behind the system's tasks, for which no blame on BE would ever be seen. It costs BE next to nothing, so it is done before
+//! anything is proven.
+
+use std::time::Duration;
+
+use crate::decision::{cause::Cause, plan::Objective};
+
+/// How long BE yields; doubled each time the trouble comes back soon.
+const YIELDS_MIN: Duration = Duration::from_mins(1);
+const YIELDS_MAX: Duration = Duration::from_mins(30);
+/// The trouble came back if it did within this time.
+const SOON: Duration = Duration::from_mins(5);
+/// Where it did not help it is not done again for so long, doubled each time.
+const IN_VAIN_MIN: Duration = Duration::from_mins(1);
+const IN_VAIN_MAX: Duration = Duration::from_mins(30);
+
+/// All BE that can yields, for the sake of one objective.
+#[derive(Clone, Copy, Debug)]
+pub struct Yielding {
+    pub watched: Objective,
+    /// What it seemed to suffer from when this began.
+    pub cause: Cause,
+    pub until: Duration,
+}
+
+/// What yielding has done for one objective so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Experience {
+    lasted: Duration,
+    ended_at: Duration,
+    in_vain_for: Duration,
+    not_before: Duration,
+}
+
+impl Experience {
+    /// Whether it is worth another go.
+    pub fn is_promising(&self, now: Duration) -> bool {
+        now >= self.not_before
+    }
+
+    /// BE begins to yield. Until when?
+    pub fn begin(&mut self, now: Duration) -> Duration {
+        let is_back = !self.lasted.is_zero() && now < self.ended_at + SOON;
+        self.lasted = if is_back { (self.lasted * 2).min(YIELDS_MAX) } else { YIELDS_MIN };
+        self.ended_at = now + self.lasted;
+        self.ended_at
+    }
+
+    /// It was enough.
+    pub const fn helped(&mut self, now: Duration) {
+        (self.ended_at, self.in_vain_for) = (now, Duration::ZERO);
+    }
+
+    /// It was not.
+    pub fn was_in_vain(&mut self, now: Duration) {
+        self.in_vain_for = (self.in_vain_for * 2).clamp(IN_VAIN_MIN, IN_VAIN_MAX);
+        self.not_before = now + self.in_vain_for;
+        self.lasted = Duration::ZERO;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn trouble_that_comes_back_makes_be_yield_for_longer() {
+        let mut experience = Experience::default();
+        let mut now = SECOND * 100;
+        let mut lasted = Vec::new();
+        for pause in [SECOND * 10, SECOND * 10, SECOND * 1_000, SECOND * 10] {
+            let until = experience.begin(now);
+            lasted.push((until - now).as_secs());
+            experience.helped(until);
+            now = until + pause;
+        }
+        assert_eq!(lasted, [60, 120, 240, 60]);
+    }
+
+    #[test]
+    fn what_was_in_vain_is_not_done_again_soon() {
+        let mut experience = Experience::default();
+        let mut now = SECOND * 100;
+        assert!(experience.is_promising(now));
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            experience.begin(now);
+            experience.was_in_vain(now);
+            let wait = (1..).find(|&seconds| experience.is_promising(now + SECOND * seconds)).unwrap();
+            waits.push(wait);
+            now += SECOND * wait;
+        }
+        assert_eq!(waits, [60, 120, 240, 480, 960, 1_800, 1_800]);
+    }
+}
