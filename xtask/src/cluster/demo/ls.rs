@@ -29,8 +29,9 @@ const REDIS_IMAGE: &str = "localhost/redis:debian";
 const ANNOTATION: &str = "enforcer.dev/slo";
 /// Requests are measured of pods that are promised something, if only this.
 pub const LAX: Duration = Duration::from_secs(1);
-/// Connections of the client.
-const CONNECTIONS: usize = 32;
+/// Connections of the client: more than requests come while the server stalls for some tens of milliseconds. A request that finds
+/// none free waits where only the client sees it.
+const CONNECTIONS: usize = 1_024;
 
 /// What it serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
