@@ -1,6 +1,6 @@
 //! The agent as a part of a cluster: its pods, what it tells of them, and what it is told to do with them.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use anyhow::Result;
 
@@ -42,6 +42,8 @@ pub struct Citizen {
     allocatable: Amounts,
     lent: Option<Lent>,
     squeeze: Option<String>,
+    /// Pods that were said to be held back, by place and UID.
+    throttled: BTreeSet<(GroupId, String)>,
     /// How the last agent left off; taken once.
     remembered: Option<Vec<Change>>,
 }
@@ -80,6 +82,7 @@ impl Citizen {
             allocatable: Amounts::default(),
             lent: None,
             squeeze: None,
+            throttled: BTreeSet::new(),
             remembered: Some(remembered),
         })
     }
@@ -240,28 +243,36 @@ impl Citizen {
         self.roster.pod(id).map_or("a group of the policy", |pod| &pod.name)
     }
 
-    /// Who is held back now and was not, who no longer is, and who suffers.
-    fn tell_of(&self, new: &NewPlan) {
-        let (before, after) = (&new.before, &new.plan.restraints);
+    /// Who is held back now and was not, who no longer is, and who suffers. A trial is over in some seconds, and BE that yields
+    /// is not held back.
+    fn tell_of(&mut self, new: &NewPlan) {
+        if matches!(new.plan.reason, Reason::Trial { .. }) {
+            return;
+        }
         let squeezes = matches!(new.plan.reason, Reason::Squeeze { .. });
+        let held = new.plan.restraints.keys().filter(|_| squeezes);
+        let after: BTreeSet<(GroupId, String)> =
+            held.filter_map(|id| Some((*id, self.roster.pod(*id)?.uid.clone()))).collect();
+        let before = std::mem::replace(&mut self.throttled, after.clone());
         let victim = self.victim(&new.plan);
         let text = new.plan.reason.sentence(|id| self.name(id));
         let tell = |id: &GroupId, kind, related: Option<PodRef>| {
-            if let Some(pod) = self.roster.pod(*id) {
+            let is_it = |uid: &str| before.iter().all(|(other, was)| other != id || was == uid);
+            if let Some(pod) = self.roster.pod(*id).filter(|pod| kind != Kind::Restored || is_it(&pod.uid)) {
                 let note = Note { about: About::Pod(reference(pod)), kind, text: text.clone(), related };
                 self.link.tell(Command::Note(note));
             }
         };
-        for id in after.keys().filter(|id| squeezes && !before.contains_key(id)) {
+        for (id, _) in after.difference(&before) {
             tell(id, Kind::Throttled, victim.clone());
         }
-        for id in before.keys().filter(|id| !after.contains_key(id)) {
+        for (id, _) in before.difference(&after) {
             tell(id, Kind::Restored, None);
         }
         if let Reason::Squeeze { objective, .. } = new.plan.reason
             && before.is_empty()
         {
-            let culprit = after.keys().next().and_then(|id| self.roster.pod(*id)).map(reference);
+            let culprit = after.first().and_then(|(id, _)| self.roster.pod(*id)).map(reference);
             tell(&objective.victim, Kind::SloViolated, culprit);
         }
     }

@@ -64,33 +64,34 @@ fn cpus<'a>(
         return Vec::new();
     };
     let setting = Setting::Cpus(online.last(count as usize));
-    let mut directories: Vec<&Directory> = Vec::new();
+    let mut pinned = Vec::new();
     for (top, _) in meter.tops_of(group, mounts.cpu_hierarchy()) {
-        let below = if hierarchy == Hierarchy::V1Cpuset { meter.below(top) } else { Vec::new() };
-        directories.extend(innermost(top, below));
-    }
-    let pinned = directories.into_iter().filter_map(|directory| {
-        let directory = if directory.hierarchy == hierarchy {
-            Cow::Borrowed(directory)
-        } else {
+        if top.hierarchy == hierarchy {
+            pinned.push(Cow::Borrowed(top));
+            continue;
+        }
+        let there = |directory: &Directory| {
             let inode = std::fs::metadata(mounts.point(hierarchy).join(&directory.path)).ok()?.ino();
-            Cow::Owned(Directory { hierarchy, inode, ..directory.clone() })
+            Some(Directory { hierarchy, inode, ..directory.clone() })
         };
-        Some(target(directory, setting.clone()))
-    });
-    pinned.collect()
+        let all = std::iter::once(top).chain(meter.below(top)).filter_map(there).collect();
+        // What is empty is still being made: its runtime has not said yet which CPUs it may use.
+        let is_used = |directory: &Directory| {
+            let tasks = mounts.point(hierarchy).join(&directory.path).join("cgroup.procs");
+            std::fs::read_to_string(tasks).is_ok_and(|tasks| !tasks.is_empty())
+        };
+        pinned.extend(innermost(all).into_iter().filter(is_used).map(Cow::Owned));
+    }
+    pinned.into_iter().map(|directory| target(directory, setting.clone())).collect()
 }
 
-/// Of a directory and those below it, the ones that have none below.
-fn innermost<'a>(top: &'a Directory, below: Vec<&'a Directory>) -> Vec<&'a Directory> {
-    let mut all = below;
-    all.push(top);
-    let has_none_below = |directory: &&Directory| {
-        let is_below =
-            |other: &&Directory| other.path != directory.path && other.path.starts_with(&directory.path);
-        !all.iter().any(is_below)
+/// Of some directories, those that have none of the others below.
+fn innermost(all: Vec<Directory>) -> Vec<Directory> {
+    let paths: Vec<_> = all.iter().map(|directory| directory.path.clone()).collect();
+    let has_none_below = |directory: &Directory| {
+        !paths.iter().any(|path| *path != directory.path && path.starts_with(&directory.path))
     };
-    all.iter().copied().filter(has_none_below).collect()
+    all.into_iter().filter(has_none_below).collect()
 }
 
 const fn target(directory: Cow<'_, Directory>, setting: Setting) -> Target<'_> {
@@ -110,10 +111,12 @@ mod tests {
             group: GroupId(0),
             is_top: path == "pod1",
         };
-        let (pod, a, b) = (directory("pod1"), directory("pod1/a"), directory("pod1/a/b"));
-        assert_eq!(innermost(&pod, Vec::new()), [&pod]);
-        assert_eq!(innermost(&pod, vec![&a]), [&a]);
-        let other = directory("pod1/ab");
-        assert_eq!(innermost(&pod, vec![&a, &b, &other]), [&b, &other]);
+        let innermost = |paths: &[&str]| {
+            let found = innermost(paths.iter().map(|path| directory(path)).collect());
+            found.into_iter().map(|directory| directory.path.display().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(innermost(&["pod1"]), ["pod1"]);
+        assert_eq!(innermost(&["pod1", "pod1/a"]), ["pod1/a"]);
+        assert_eq!(innermost(&["pod1", "pod1/a", "pod1/a/b", "pod1/ab"]), ["pod1/a/b", "pod1/ab"]);
     }
 }

@@ -151,7 +151,7 @@ impl Evidence {
             Cause::OwnQuota
         } else if explains(most) {
             who
-        } else if self.effect.is_some_and(|effect| !effect.is_met_with_be()) {
+        } else if self.effect.is_some_and(|effect| !effect.is_met_with_be() && !effect.is_undecided()) {
             // Neither waits nor BE: what is left is its own doing.
             Cause::OwnLoad
         } else {

@@ -28,7 +28,7 @@ const AIM: f64 = 0.7;
 pub enum Verdict {
     Keep,
     Change,
-    /// The objectives have long been met without any limit.
+    /// The objectives have long not been missed without any limit.
     Release,
 }
 
@@ -102,6 +102,10 @@ impl Hold {
         if self.is_missed() {
             return self.lower(now);
         }
+        if self.share >= 1.0 {
+            // Not missed will do: where little is heard, met is never sure.
+            return if now >= self.changed_at + READY { Verdict::Release } else { Verdict::Keep };
+        }
         if now >= self.changed_at + RAISE_AFTER && self.is_met() {
             return self.raise(now);
         }
@@ -138,9 +142,6 @@ impl Hold {
     }
 
     fn raise(&mut self, now: Duration) -> Verdict {
-        if self.share >= 1.0 {
-            return if now >= self.changed_at + READY { Verdict::Release } else { Verdict::Keep };
-        }
         let mut next = self.share + (self.share / 2.0).max(RAISE_MIN);
         if let Some(avoided) = self.bands.avoided(now) {
             next = next.min(f64::midpoint(self.share, avoided));

@@ -16,6 +16,8 @@ use crate::signal::{
 const STRETCH: Duration = Duration::from_millis(950);
 /// Stretches fade with this time constant: three windows of 10 s, in which an objective is judged.
 const FADES: Duration = Duration::from_secs(30);
+/// After so long without a stretch in which too many were slow, there are no incidents.
+const CALM: Duration = Duration::from_secs(10);
 /// Standard deviations that are too many to be chance: 98 % sure.
 const Z: f64 = 2.0;
 
@@ -29,6 +31,8 @@ pub struct Incidents {
     /// The stretch that goes on.
     tally: Tally,
     elapsed: Duration,
+    /// For so long no stretch had too many.
+    calm: Duration,
     are_too_many: bool,
 }
 
@@ -40,12 +44,17 @@ impl Incidents {
         if self.elapsed < STRETCH {
             return;
         }
-        let kept = kept(self.elapsed, FADES);
+        let elapsed = std::mem::take(&mut self.elapsed);
+        let kept = kept(elapsed, FADES);
         let Tally { total, slow } = std::mem::take(&mut self.tally);
         let excess = slow as f64 - ALLOWED * total as f64;
+        self.calm = if excess > 0.0 { Duration::ZERO } else { self.calm + elapsed };
+        if self.calm >= CALM {
+            *self = Self::default();
+            return;
+        }
         self.excess = self.excess * kept + excess;
         self.variance = self.variance * kept * kept + excess * excess;
-        self.elapsed = Duration::ZERO;
         let is_certain = self.excess >= Z * self.variance.sqrt() && self.excess > 0.0;
         self.are_too_many = is_certain || (self.are_too_many && self.excess > 0.0);
     }
@@ -92,11 +101,11 @@ mod tests {
             incidents.observe(Tally { total: 1_000, slow: 30 }, TICK);
         }
         assert!(incidents.are_too_many());
-        let calm = (1..).find(|_| {
+        let calm = (1..1_000).find(|_| {
             incidents.observe(Tally { total: 1_000, slow: 0 }, TICK);
             !incidents.are_too_many()
         });
-        assert!(calm.is_some_and(|ticks| (50..300).contains(&ticks)), "{calm:?}");
+        assert!(calm.is_some_and(|ticks| (50..=100).contains(&ticks)), "{calm:?}");
     }
 
     #[test]

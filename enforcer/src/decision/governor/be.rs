@@ -25,6 +25,8 @@ const FLOOR_MARGIN: f64 = 1.05;
 const MEMORY_KEPT: f64 = 0.5;
 /// Sizes are multiples of this, because the kernel rounds to pages.
 const PAGES: u64 = 64 << 10;
+/// Averages move.
+const NEARLY: f64 = 0.8;
 /// BE that uses less than this many CPUs does not run.
 const RUNS_CORES: f64 = 0.02;
 /// Averages of usage forget with this time constant, demand with the longer one.
@@ -96,6 +98,11 @@ impl BeGroup {
     /// CPU that a squeeze to the floor would take from it.
     pub fn above_floor(&self) -> f64 {
         (self.demand - self.floor_kept()).max(0.0)
+    }
+
+    /// Has less than its floor although it wants as much.
+    pub fn is_below_floor(&self) -> bool {
+        self.usage < self.floor.cores().min(self.demand) * NEARLY
     }
 
     fn floor_kept(&self) -> f64 {

@@ -262,11 +262,14 @@ impl Governor {
         if waits { None } else { self.try_without_be(watched, false) }
     }
 
-    /// A trial without effect speaks for BE. One in which the objective was met says nothing of what changed since.
+    /// Whether BE may be suspected: a trial without effect speaks for it, for a while. One in which the objective was met says
+    /// nothing of what changed since, and one that could not tell says nothing at all.
     fn may_suspect(&self, watched: Objective) -> bool {
         let objective = &self.objectives[&watched];
         !objective.waits_for_retry(self.taken_at, self.be_cores())
-            || objective.retry().is_some_and(|retry| retry.effect.is_met_with_be())
+            || objective
+                .retry()
+                .is_some_and(|retry| retry.effect.is_met_with_be() || retry.effect.is_undecided())
     }
 
     /// BE makes room where others want the CPU: no proof is needed for what costs it so little.
@@ -282,25 +285,39 @@ impl Governor {
         }
         let until = self.watched_mut(watched).yielding.begin(now);
         self.reset_alarms();
-        Some(Phase::Yielding(Yielding { watched, cause, until }))
+        Some(Phase::Yielding(Yielding { watched, cause, until, starved_since: None }))
     }
 
-    fn go_on_yielding(&mut self, yielding: Yielding) -> Phase {
+    fn go_on_yielding(&mut self, mut yielding: Yielding) -> Phase {
         let (now, watched) = (self.taken_at, yielding.watched);
         let in_trouble: Vec<Objective> = self.in_trouble();
         for &objective in &in_trouble {
             if self.may_suspect(objective)
                 && let Some(phase) = self.blame(objective)
             {
-                return phase;
+                return match phase {
+                    Phase::Squeeze(squeeze) => Phase::Squeeze(squeeze.beside_yielding(true)),
+                    phase => phase,
+                };
             }
         }
         let objective = &self.objectives[&watched];
-        if !self.be_runs() || now >= objective.heard_at + SILENCE {
+        let exists = self.be.values().any(|be| be.exists && be.has(Lever::Idle));
+        if !exists || now >= objective.heard_at + SILENCE {
             return Phase::Free;
         }
         if now >= yielding.until && !objective.alarm.is_on() {
-            self.watched_mut(watched).yielding.helped(now);
+            let objective = self.watched_mut(watched);
+            objective.yielding.helped(now);
+            // What a trial said then, it said of BE that yields.
+            objective.helped();
+            return Phase::Free;
+        }
+        let is_below_floor =
+            self.be.values().any(|be| be.exists && be.has(Lever::Idle) && be.is_below_floor());
+        if yielding.starves(now, is_below_floor) {
+            self.watched_mut(watched).yielding.was_in_vain(now);
+            self.reset_alarms();
             return Phase::Free;
         }
         let is_not_enough = |objective: &&Objective| {
@@ -434,7 +451,7 @@ impl Governor {
                 trying.proven.map_or(Phase::Free, |squeeze| self.release(squeeze))
             }
             // It is enough that BE yields.
-            Step::Met(effect) if trying.yields => self.yield_on(watched, effect),
+            Step::Met(effect) if trying.yields => self.yield_on(watched, effect, true),
             Step::Met(effect) => {
                 self.did_not_help(watched, effect);
                 trying.proven.map_or(Phase::Free, |mut squeeze| {
@@ -446,9 +463,15 @@ impl Governor {
                 if let Some(phase) = self.try_next(watched, trying.next, trying.yields) {
                     return phase;
                 }
-                // Too little was seen to let it go.
-                if trying.yields && effect.is_undecided() {
-                    return self.yield_on(watched, effect);
+                if effect.is_undecided() {
+                    // Too little was seen to let it go.
+                    return match trying.proven {
+                        Some(squeeze) => {
+                            self.reset_alarms();
+                            Phase::Squeeze(squeeze.undecided(now))
+                        }
+                        None => self.yield_on(watched, effect, trying.yields),
+                    };
                 }
                 self.did_not_help(watched, effect);
                 let victim = &self.objectives[&watched].workload;
@@ -458,13 +481,12 @@ impl Governor {
             Step::Helps(effect) => {
                 self.watched_mut(watched).helped();
                 let proof = Proof::Trial(effect);
-                Phase::Squeeze(match trying.proven {
-                    Some(squeeze) => {
-                        self.reset_alarms();
-                        squeeze.proven_again(now, proof)
-                    }
-                    None => self.squeeze(watched, trying.who, proof, first_share(effect)),
-                })
+                if let Some(squeeze) = trying.proven {
+                    self.reset_alarms();
+                    return Phase::Squeeze(squeeze.proven_again(now, proof));
+                }
+                let squeeze = self.squeeze(watched, trying.who, proof, first_share(effect));
+                Phase::Squeeze(squeeze.beside_yielding(trying.yields))
             }
         }
     }
@@ -493,13 +515,17 @@ impl Governor {
         Phase::Squeeze(squeeze)
     }
 
-    /// BE goes on yielding after a trial.
-    fn yield_on(&mut self, watched: Objective, effect: Effect) -> Phase {
+    /// BE goes on yielding after a trial that proved nothing, if it did; unless that has been in vain before.
+    fn yield_on(&mut self, watched: Objective, effect: Effect, yields: bool) -> Phase {
         let now = self.taken_at;
         let (cause, _) = self.objectives[&watched].cause(|group| self.class(group));
         self.did_not_help(watched, effect);
-        let until = self.watched_mut(watched).yielding.begin(now);
-        Phase::Yielding(Yielding { watched, cause, until })
+        let experience = &mut self.watched_mut(watched).yielding;
+        if !yields || experience.is_hopeless() {
+            return Phase::Free;
+        }
+        let until = experience.begin(now);
+        Phase::Yielding(Yielding { watched, cause, until, starved_since: None })
     }
 
     fn did_not_help(&mut self, watched: Objective, effect: Effect) {
@@ -553,6 +579,9 @@ impl Governor {
                 }
             }
             Phase::Squeeze(squeeze) => {
+                if squeeze.others_yield {
+                    self.plan.restraints.extend(yielding(&self.be));
+                }
                 let existing = squeeze.who.iter().map(|id| &self.be[id]).filter(|be| be.exists);
                 for be in existing {
                     let restraint = squeeze.restraint(now, be, self.cpus);

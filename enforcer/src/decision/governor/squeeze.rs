@@ -38,6 +38,8 @@ pub struct Squeeze {
     pub culprits: BTreeSet<String>,
     pub cause: Cause,
     pub proof: Proof,
+    /// The other BE yields: that was not enough, but is not undone either.
+    pub others_yield: bool,
     began: Duration,
     frozen_until: Duration,
     /// Since when BE has had its floor only.
@@ -64,6 +66,7 @@ impl Squeeze {
             culprits,
             cause,
             proof,
+            others_yield: false,
             began: now,
             frozen_until: Duration::ZERO,
             floor_since: None,
@@ -88,6 +91,22 @@ impl Squeeze {
         self.hold.restart(now);
         self.proof = proof;
         self.verify_after = (self.verify_after * 2).min(VERIFY_MAX);
+        self.verify_at = now + self.verify_after;
+        self.in_vain_since = None;
+        self
+    }
+
+    /// The other BE goes on yielding, if it does.
+    #[must_use]
+    pub const fn beside_yielding(mut self, others_yield: bool) -> Self {
+        self.others_yield = others_yield;
+        self
+    }
+
+    /// A trial could not tell.
+    #[must_use]
+    pub fn undecided(mut self, now: Duration) -> Self {
+        self.hold.restart(now);
         self.verify_at = now + self.verify_after;
         self.in_vain_since = None;
         self

@@ -579,3 +579,52 @@ fn trouble_that_be_has_no_part_in_makes_it_yield_hardly_ever() {
         assert_ne!(plan.reason.label(), "yield");
     }
 }
+
+#[test]
+fn stalls_that_be_has_no_part_in_do_not_make_it_yield_for_ever() {
+    let mut governor = governor(&groups(1), Mode::Enforce);
+    let idle = GroupSnapshot { levers: batch(WANTS_CORES).levers.with(Lever::Idle), ..batch(WANTS_CORES) };
+    let yielded = (1..=12_000).filter(|tick| {
+        let plan = governor.decide(&Snapshot {
+            taken_at: TICK * *tick,
+            steal: Some(0.0),
+            groups: vec![web(100, if tick % 30 == 0 { 90 } else { 0 }), idle],
+            ..Snapshot::default()
+        });
+        plan.reason.label() == "yield"
+    });
+    let yielded = yielded.count();
+    assert!((1..12_000 / 3).contains(&yielded), "{yielded} of 12,000 ticks");
+}
+
+#[test]
+fn be_that_yields_to_too_many_gets_its_floor_back() {
+    let mut governor = governor(&groups(1), Mode::Enforce);
+    let idle = GroupSnapshot { levers: batch(WANTS_CORES).levers.with(Lever::Idle), ..batch(WANTS_CORES) };
+    let mut yielded = 0;
+    let mut yields = false;
+    for tick in 1..=300 {
+        let be = GroupSnapshot { cpu_cores: Some(if yields { 0.01 } else { WANTS_CORES }), ..idle };
+        let plan = governor.decide(&Snapshot {
+            taken_at: TICK * tick,
+            steal: Some(0.0),
+            groups: vec![web(100, if yields { 0 } else { 5 }), be],
+            ..Snapshot::default()
+        });
+        yields = plan.reason.label() == "yield";
+        yielded += u32::from(yields);
+    }
+    assert!((50..100).contains(&yielded), "{yielded} ticks");
+}
+
+#[test]
+fn a_squeeze_that_leaves_be_everything_ends_although_little_is_heard() {
+    let idle = GroupSnapshot { levers: batch(0.5).levers.with(Lever::Idle), ..batch(0.5) };
+    let (mut governor, now) = struck(idle, batch(0.5), vec![blamed(1, 40)]);
+    let ends = (1..1_000).find(|tick| {
+        let groups = vec![web(1, 0), idle, batch(0.5)];
+        let node = Snapshot { taken_at: now + TICK * *tick, steal: Some(0.0), groups, ..Snapshot::default() };
+        governor.decide(&node).restraints.is_empty()
+    });
+    assert!(ends.is_some_and(|tick| (600..620).contains(&tick)), "{ends:?}");
+}

@@ -17,6 +17,8 @@ const SOON: Duration = Duration::from_mins(5);
 /// Where it did not help it is not done again for so long, doubled each time.
 const IN_VAIN_MIN: Duration = Duration::from_mins(1);
 const IN_VAIN_MAX: Duration = Duration::from_mins(30);
+/// A floor is a mean over some ten seconds.
+const STARVES: Duration = Duration::from_secs(5);
 
 /// All BE that can yields, for the sake of one objective.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +27,16 @@ pub struct Yielding {
     /// What it seemed to suffer from when this began.
     pub cause: Cause,
     pub until: Duration,
+    /// Since when BE has had less than its floor, that yields to too many.
+    pub starved_since: Option<Duration>,
+}
+
+impl Yielding {
+    /// Takes note of whether BE has less than its floor. Whether it has had for too long.
+    pub fn starves(&mut self, now: Duration, is_below_floor: bool) -> bool {
+        self.starved_since = is_below_floor.then(|| self.starved_since.unwrap_or(now));
+        self.starved_since.is_some_and(|since| now >= since + STARVES)
+    }
 }
 
 /// What yielding has done for one objective so far.
@@ -52,10 +64,15 @@ impl Experience {
 
     /// It was enough.
     pub const fn helped(&mut self, now: Duration) {
-        (self.ended_at, self.in_vain_for) = (now, Duration::ZERO);
+        (self.ended_at, self.in_vain_for, self.not_before) = (now, Duration::ZERO, Duration::ZERO);
     }
 
-    /// It was not.
+    /// It was in vain more than once: what it is for has other reasons, or needs more.
+    pub fn is_hopeless(&self) -> bool {
+        self.in_vain_for > IN_VAIN_MIN
+    }
+
+    /// It was not enough.
     pub fn was_in_vain(&mut self, now: Duration) {
         self.in_vain_for = (self.in_vain_for * 2).clamp(IN_VAIN_MIN, IN_VAIN_MAX);
         self.not_before = now + self.in_vain_for;
@@ -76,7 +93,7 @@ mod tests {
         let mut lasted = Vec::new();
         for pause in [SECOND * 10, SECOND * 10, SECOND * 1_000, SECOND * 10] {
             let until = experience.begin(now);
-            lasted.push((until - now).as_secs());
+            lasted.push(until.saturating_sub(now).as_secs());
             experience.helped(until);
             now = until + pause;
         }
@@ -92,7 +109,7 @@ mod tests {
         for _ in 0..7 {
             experience.begin(now);
             experience.was_in_vain(now);
-            let wait = (1..).find(|&seconds| experience.is_promising(now + SECOND * seconds)).unwrap();
+            let wait = (1..10_000).find(|&seconds| experience.is_promising(now + SECOND * seconds)).unwrap();
             waits.push(wait);
             now += SECOND * wait;
         }

@@ -19,6 +19,7 @@ use crate::demo::phase::Phase;
 /// For what the agent knows of the pods to follow a change of them.
 const SETTLE: Duration = Duration::from_secs(3);
 const SAMPLE: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What all phases have in common.
 #[derive(Debug)]
@@ -68,9 +69,15 @@ impl Stage<'_> {
         Lent::wait_for(self.cluster, Be::CORES)?;
         let load = self.ls.load_of(self.rate, self.seconds, self.warm_up, None, 0);
         let client = self.ls.load(load)?;
-        // Asked while the client is still there: the agent tells of its recent window.
-        interrupt::sleep(self.length().saturating_sub(SAMPLE * 2))?;
-        let in_kernel = self.p99_of(&agent)?;
+        // Asked while the client is there, and again and again: the agent tells of its recent window, in which there may be a stall.
+        interrupt::sleep(Duration::from_secs(self.warm_up.into()))?;
+        let mut seen = Vec::new();
+        for _ in 0..self.seconds.saturating_sub(1).max(1) {
+            interrupt::sleep(LOOK)?;
+            seen.extend(self.p99_of(&agent)?);
+        }
+        seen.sort_by(f64::total_cmp);
+        let in_kernel = seen.get(seen.len() / 2).copied();
         let report: Report = serde_json::from_str(&client.output()?)?;
         let in_kernel = in_kernel
             .with_context(|| format!("the agent has seen no requests of {}: see its log", self.ls.group()))?;
