@@ -154,10 +154,18 @@ pub fn guardian_after_stop() -> Result<()> {
     let mut agent = scene.squeezed()?;
     let mut took = Vec::new();
     for _ in 0..rounds() {
-        agent.wait_for("BE is limited", |_| Ok(scene.be.cpu_limit()? != owners))?;
         let before = revocations(&agent)?;
-        let begun = Instant::now();
-        agent.process.signal(Signal::STOP)?;
+        let mut begun = Instant::now();
+        agent.wait_for("the agent is stopped while BE is limited", |agent| {
+            begun = Instant::now();
+            agent.process.signal(Signal::STOP)?;
+            let is_limited = scene.be.cpu_limit()? != owners;
+            if !is_limited {
+                // It let BE go by itself, as in every other window of a trial.
+                agent.process.signal(Signal::CONT)?;
+            }
+            Ok(is_limited)
+        })?;
         let restored = scene.wait_until_restored(&owners, begun);
         // A limit that was on its way when the agent was stopped comes late, and must go as well.
         agent.process.signal(Signal::CONT)?;
