@@ -51,8 +51,8 @@ pub fn of<'a>(plan: &Plan, meter: &'a Meter, mounts: &Mounts, online: &CpuList) 
 }
 
 /// A v1 cpuset directory has the same path as the one that holds the group's CPU time; where there is none, the group
-/// is not pinned. There, those are pinned that have none below: a
-/// v1 kernel does not let a directory have fewer CPUs than one below it.
+/// is not pinned. There, those are pinned that have none below: a v1 kernel does not let a directory have fewer CPUs than
+/// one below it.
 fn cpus<'a>(
     group: GroupId,
     restraint: &Restraint,

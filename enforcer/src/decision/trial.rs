@@ -177,7 +177,8 @@ impl Trial {
         of_kind.push(counted);
         let freedom = (self.with_be.len() + self.without_be.len()).saturating_sub(2);
         if freedom > 0 {
-            let spread = chi_squared(&self.with_be) + chi_squared(&self.without_be);
+            let Effect { with_be, without_be, .. } = self.effect;
+            let spread = chi_squared(&self.with_be, with_be) + chi_squared(&self.without_be, without_be);
             self.effect.dispersion = spread / freedom as f64;
         }
     }
@@ -207,12 +208,8 @@ impl Trial {
     }
 }
 
-/// Pearson's statistic of windows that should have the same slow share.
-fn chi_squared(windows: &[Tally]) -> f64 {
-    let mut all = Tally::default();
-    for window in windows {
-        all += *window;
-    }
+/// Pearson's statistic of windows, `all` in sum, that should have the same slow share.
+fn chi_squared(windows: &[Tally], all: Tally) -> f64 {
     let Some(share) = all.share().filter(|share| *share > 0.0 && *share < 1.0) else { return 0.0 };
     let counted = windows.iter().filter(|window| window.total > 0);
     let of_window = |window: &Tally| {

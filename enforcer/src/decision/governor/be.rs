@@ -100,6 +100,11 @@ impl BeGroup {
         (self.demand - self.floor_kept()).max(0.0)
     }
 
+    /// Can be made to run only where nobody else wants the CPU.
+    pub const fn can_yield(&self) -> bool {
+        self.exists && self.has(Lever::Idle)
+    }
+
     /// Has less than its floor although it wants as much.
     pub fn is_below_floor(&self) -> bool {
         self.usage < self.floor.cores().min(self.demand) * NEARLY

@@ -246,8 +246,8 @@ impl Governor {
         let alarm = objective.alarm;
         let waits = objective.waits_for_retry(self.taken_at, self.be_cores());
         let may_suspect = self.may_suspect(watched);
-        if may_suspect && let Some(phase) = self.blame(watched) {
-            return Some(phase);
+        if may_suspect && let Some(squeeze) = self.blame(watched) {
+            return Some(Phase::Squeeze(squeeze));
         }
         // What follows costs BE something on less than the kernel's word.
         if !alarm.lasts() || !self.be_runs() {
@@ -283,27 +283,28 @@ impl Governor {
         if !is_about_cpus || !can_yield || !objective.yielding.is_promising(now) {
             return None;
         }
-        let until = self.watched_mut(watched).yielding.begin(now);
         self.reset_alarms();
-        Some(Phase::Yielding(Yielding { watched, cause, until, starved_since: None }))
+        Some(self.begin_yielding(watched, cause))
+    }
+
+    fn begin_yielding(&mut self, watched: Objective, cause: Cause) -> Phase {
+        let now = self.taken_at;
+        let until = self.watched_mut(watched).yielding.begin(now);
+        Phase::Yielding(Yielding { watched, cause, until, starved_since: None })
     }
 
     fn go_on_yielding(&mut self, mut yielding: Yielding) -> Phase {
         let (now, watched) = (self.taken_at, yielding.watched);
-        let in_trouble: Vec<Objective> = self.in_trouble();
+        let in_trouble = self.in_trouble();
         for &objective in &in_trouble {
             if self.may_suspect(objective)
-                && let Some(phase) = self.blame(objective)
+                && let Some(squeeze) = self.blame(objective)
             {
-                return match phase {
-                    Phase::Squeeze(squeeze) => Phase::Squeeze(squeeze.beside_yielding(true)),
-                    phase => phase,
-                };
+                return Phase::Squeeze(squeeze.beside_yielding(true));
             }
         }
         let objective = &self.objectives[&watched];
-        let exists = self.be.values().any(|be| be.exists && be.has(Lever::Idle));
-        if !exists || now >= objective.heard_at + SILENCE {
+        if !self.be.values().any(BeGroup::can_yield) || now >= objective.heard_at + SILENCE {
             return Phase::Free;
         }
         if now >= yielding.until && !objective.alarm.is_on() {
@@ -313,8 +314,7 @@ impl Governor {
             objective.helped();
             return Phase::Free;
         }
-        let is_below_floor =
-            self.be.values().any(|be| be.exists && be.has(Lever::Idle) && be.is_below_floor());
+        let is_below_floor = self.be.values().any(|be| be.can_yield() && be.is_below_floor());
         if yielding.starves(now, is_below_floor) {
             self.watched_mut(watched).yielding.was_in_vain(now);
             self.reset_alarms();
@@ -332,7 +332,7 @@ impl Governor {
     }
 
     /// The kernel itself saw what BE did while the victim waited: no trial is needed.
-    fn blame(&mut self, watched: Objective) -> Option<Phase> {
+    fn blame(&mut self, watched: Objective) -> Option<Squeeze> {
         let objective = &self.objectives[&watched];
         let (cause, evidence) = objective.cause(|group| self.class(group));
         match cause {
@@ -342,12 +342,12 @@ impl Governor {
                 // The weakest lever first: one that takes nothing from BE where nobody else wants the CPU.
                 let all_idle = who.iter().all(|id| self.be[id].has(Lever::Idle));
                 let squeeze = self.squeeze(watched, who, proof, if all_idle { 1.0 } else { 0.0 });
-                Some(Phase::Squeeze(squeeze.frozen_at_the_floor(self.taken_at)))
+                Some(squeeze.frozen_at_the_floor(self.taken_at))
             }
             Cause::BeMemory => {
                 let who: Vec<GroupId> = objective.memory_user.into_iter().collect();
                 let can = who.iter().all(|id| self.be[id].has(Lever::Memory));
-                can.then(|| Phase::Squeeze(self.squeeze(watched, who, Proof::Memory, MEMORY_FIRST)))
+                can.then(|| self.squeeze(watched, who, Proof::Memory, MEMORY_FIRST))
             }
             _ => None,
         }
@@ -517,15 +517,12 @@ impl Governor {
 
     /// BE goes on yielding after a trial that proved nothing, if it did; unless that has been in vain before.
     fn yield_on(&mut self, watched: Objective, effect: Effect, yields: bool) -> Phase {
-        let now = self.taken_at;
         let (cause, _) = self.objectives[&watched].cause(|group| self.class(group));
         self.did_not_help(watched, effect);
-        let experience = &mut self.watched_mut(watched).yielding;
-        if !yields || experience.is_hopeless() {
+        if !yields || self.objectives[&watched].yielding.is_hopeless() {
             return Phase::Free;
         }
-        let until = experience.begin(now);
-        Phase::Yielding(Yielding { watched, cause, until, starved_since: None })
+        self.begin_yielding(watched, cause)
     }
 
     fn did_not_help(&mut self, watched: Objective, effect: Effect) {
@@ -674,7 +671,7 @@ impl Learned {
 
 /// What makes BE yield, group by group, where it can.
 fn yielding(be: &BTreeMap<GroupId, BeGroup>) -> impl Iterator<Item = (GroupId, Restraint)> {
-    let can = be.values().filter(|be| be.exists && be.has(Lever::Idle));
+    let can = be.values().filter(|be| be.can_yield());
     can.map(|be| (be.id, Restraint { idle: true, ..Restraint::default() }))
 }
 
