@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::{
     evictions::{Evictions, Situation},
+    memory::MemoryMeter,
     meter::Meter,
     pods::{Change, Roster, reference},
     specs::Specs,
@@ -163,10 +164,10 @@ impl Citizen {
         now: Duration,
         plan: &Plan,
         decided: &[NewPlan],
-        meter: &Meter,
+        memory: &MemoryMeter,
         mounts: &Mounts,
     ) -> Vec<Change> {
-        self.usage.sample(now, &self.roster, meter, mounts);
+        self.usage.sample(now, &self.roster, memory, mounts);
         for new in decided {
             self.tell_of(new);
         }

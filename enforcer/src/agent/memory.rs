@@ -41,6 +41,7 @@ pub struct MemoryMeter {
 struct Group {
     is_ls: bool,
     bytes: Option<u64>,
+    unreclaimable_bytes: Option<u64>,
     intake: Intake,
     /// Since the last report.
     new: Difference,
@@ -104,11 +105,12 @@ impl MemoryMeter {
         }
         self.directories.retain(|_, looked| looked.generation == self.looks);
         for group in self.groups.values_mut() {
-            (group.bytes, group.intake) = (None, Intake::default());
+            (group.bytes, group.unreclaimable_bytes, group.intake) = (None, None, Intake::default());
         }
         for looked in self.directories.values() {
             let group = &mut self.groups[looked.group];
             add(&mut group.bytes, looked.reading.bytes);
+            add(&mut group.unreclaimable_bytes, looked.reading.unreclaimable_bytes);
             let Intake { grown_bytes, reclaimed_bytes, refaulted_bytes, limit_hits } = looked.intake;
             add(&mut group.intake.grown_bytes, grown_bytes);
             add(&mut group.intake.reclaimed_bytes, reclaimed_bytes);
@@ -146,6 +148,11 @@ impl MemoryMeter {
         self.directories.insert(path.clone(), looked);
         // Known from now on, and nothing yet.
         self.groups[group].new.add(Difference::between(&reading, &reading));
+    }
+
+    /// What a group uses and the kernel cannot take away, when it was looked at last. `None`: not known.
+    pub fn unreclaimable_bytes(&self, id: GroupId) -> Option<u64> {
+        self.groups.get(id)?.unreclaimable_bytes
     }
 
     /// Adds what decisions need.

@@ -58,6 +58,8 @@ const HOT: Duration = Duration::from_secs(1);
 /// many.
 const THROTTLING: Duration = Duration::from_secs(10);
 const CALM_LOOKS: u64 = 16;
+/// What ran and used up its quota runs again after a period, which is a second at most.
+const THROTTLED_FOR: Duration = Duration::from_secs(1);
 /// Cells of the blame table that are read in one tick at most, per CPU: some 0.1 ms.
 const BLAME_CELLS: usize = 16 << 10;
 
@@ -73,6 +75,8 @@ pub struct Meter {
     memory_probes: bool,
     /// By slot.
     counted: Vec<Option<Counted>>,
+    /// Slots of those that run.
+    active: Vec<u32>,
     places: HashMap<Directory, u32>,
     /// Directories that found no slot, tried again when one may be free.
     uncounted: Vec<Directory>,
@@ -112,11 +116,12 @@ struct Group {
     slots: Vec<u32>,
     /// Requests are measured.
     serves: bool,
-    ages: Box<Ages>,
+    /// `None`: no request was ever in flight.
+    ages: Option<Box<Ages>>,
     answers: Answers,
     look: Look,
     requests_reported: RequestTotals,
-    request_histogram: Histogram,
+    request_histogram: LastHistogram,
     /// Per culprit column, as far as it is known to be more than zero.
     blame_ns: HashMap<u32, u64>,
     /// Since the last report.
@@ -154,6 +159,19 @@ struct Rate {
     hz: f64,
 }
 
+/// What a histogram of the probes held at the last report; room is taken when it first held anything.
+#[derive(Debug, Default)]
+struct LastHistogram(Option<Box<Histogram>>);
+
+impl LastHistogram {
+    /// Adds what came since then to `counts`.
+    fn add_new_to(&mut self, counts: &mut Counts, now: &Histogram) {
+        let last = self.0.get_or_insert_with(|| Box::new([0; BUCKETS]));
+        counts.add_difference(now, last);
+        last.copy_from_slice(now);
+    }
+}
+
 /// A directory with a slot.
 #[derive(Debug)]
 struct Counted {
@@ -162,7 +180,7 @@ struct Counted {
     totals: WaitTotals,
     /// The totals when the histogram was read last.
     reported: WaitTotals,
-    histogram: Box<Histogram>,
+    histogram: LastHistogram,
     memory: MemoryTotals,
     memory_reported: MemoryTotals,
     unfinished_ns: u64,
@@ -187,6 +205,7 @@ impl Meter {
             requests_are_measured,
             memory_probes: memory.any_stalls(),
             counted: Vec::new(),
+            active: Vec::new(),
             places: HashMap::new(),
             uncounted: Vec::new(),
             complain_at: Duration::ZERO,
@@ -231,11 +250,11 @@ impl Meter {
                 culprit,
                 slots: Vec::new(),
                 serves: victim != NO_VICTIM && self.requests_are_measured,
-                ages: Box::default(),
+                ages: None,
                 answers: Answers::default(),
                 look: Look::default(),
                 requests_reported: RequestTotals::default(),
-                request_histogram: [0; BUCKETS],
+                request_histogram: LastHistogram::default(),
                 blame_ns: HashMap::new(),
                 waits: WaitTotals::default(),
                 wait_counts: Counts::default(),
@@ -323,7 +342,7 @@ impl Meter {
             slot,
             totals: WaitTotals::default(),
             reported: WaitTotals::default(),
-            histogram: Box::new([0; BUCKETS]),
+            histogram: LastHistogram::default(),
             memory: MemoryTotals::default(),
             memory_reported: MemoryTotals::default(),
             unfinished_ns: 0,
@@ -411,43 +430,32 @@ impl Meter {
     /// Looks at the node. `into` is reused.
     pub fn snapshot(&mut self, now: Duration, steal: Option<f64>, into: &mut Snapshot) {
         let elapsed = now.saturating_sub(self.taken_at);
-        let elapsed_ns = elapsed.as_nanos() as f64;
         self.stretch.look(elapsed, steal);
         self.taken_at = now;
         into.taken_at = now;
         into.steal = steal;
         into.groups.clear();
         into.groups.resize(self.groups.end(), GroupSnapshot::default());
+        for (id, group) in self.groups.iter().filter(|(_, group)| !group.slots.is_empty()) {
+            let snapshot = &mut into.groups[id.0];
+            snapshot.cpu_cores = Some(0.0);
+            snapshot.waits = group.slo.run_queue_wait_p99.map(|_| Tally::default());
+        }
         self.counters.running(&mut self.running);
+        self.ticks = self.ticks.wrapping_add(1);
+        let mut due = std::mem::take(&mut self.active);
+        due.extend(self.running.recent());
         for &slot in self.running.recent() {
             if let Some(Some(counted)) = self.counted.get_mut(slot as usize) {
                 counted.ran_at = Some(now);
             }
         }
-        self.ticks = self.ticks.wrapping_add(1);
-        let turn = self.ticks % IDLE_SHARE;
-        for counted in self.counted.iter_mut().flatten() {
-            let group = &mut into.groups[counted.directory.group.0];
-            let cpu_cores = group.cpu_cores.get_or_insert_default();
-            let objective = self.groups[counted.directory.group].slo.run_queue_wait_p99;
-            let waits = objective.map(|_| group.waits.get_or_insert_default());
-            if !counted.runs(now) && counted.slot % IDLE_SHARE != turn {
-                continue;
-            }
-            let new = counted.read(&self.counters, &self.running, now);
-            *cpu_cores += new.on_cpu_ns as f64 / elapsed_ns.max(1.0);
-            if self.groups[counted.directory.group].class == Class::BE {
-                self.stretch.be_ran(Duration::from_nanos(new.on_cpu_ns));
-            }
-            if let Some(waits) = waits {
-                *waits += Tally { total: new.waits, slow: new.slow };
-            }
-            // Who does not run does not stall, or has not come out of it.
-            let group = &mut self.groups[counted.directory.group];
-            if group.stalls.is_some() && new.on_cpu_ns > 0 {
-                group.stalled_ns += counted.read_memory(&self.counters).stalled_ns();
-            }
-        }
+        let slots = u32::try_from(self.counted.len()).expect("the policy limits cgroups");
+        due.extend((self.ticks % IDLE_SHARE..slots).step_by(IDLE_SHARE as usize));
+        due.sort_unstable();
+        due.dedup();
+        due.retain(|slot| self.look_at(*slot, now, elapsed, into));
+        self.active = due;
         for (id, group) in self.groups.iter_mut() {
             let snapshot = &mut into.groups[id.0];
             if group.serves && group.measures_requests(self.shed) {
@@ -472,6 +480,27 @@ impl Meter {
             snapshot.learned = learned(group.slo);
         }
         self.tell_blame(now, into);
+    }
+
+    /// Adds what a slot counted since it was looked at last. Whether its directory runs.
+    fn look_at(&mut self, slot: u32, now: Duration, elapsed: Duration, into: &mut Snapshot) -> bool {
+        let Some(Some(counted)) = self.counted.get_mut(slot as usize) else { return false };
+        let id = counted.directory.group;
+        let (group, snapshot) = (&mut self.groups[id], &mut into.groups[id.0]);
+        let new = counted.read(&self.counters, &self.running, now);
+        *snapshot.cpu_cores.get_or_insert_default() +=
+            new.on_cpu_ns as f64 / (elapsed.as_nanos() as f64).max(1.0);
+        if group.class == Class::BE {
+            self.stretch.be_ran(Duration::from_nanos(new.on_cpu_ns));
+        }
+        if let Some(waits) = &mut snapshot.waits {
+            *waits += Tally { total: new.waits, slow: new.slow };
+        }
+        // Who does not run does not stall, or has not come out of it.
+        if group.stalls.is_some() && new.on_cpu_ns > 0 {
+            group.stalled_ns += counted.read_memory(&self.counters).stalled_ns();
+        }
+        counted.runs(now)
     }
 
     /// Who ran while the groups in trouble waited. Rows are as long as there are groups, so only so many are read.
@@ -514,10 +543,19 @@ impl Meter {
     pub fn look_at_throttling(&mut self, now: Duration, mounts: &Mounts) {
         let hierarchy = mounts.cpu_hierarchy();
         let mut due = Vec::new();
-        for (id, group) in self.groups.iter() {
+        for (id, group) in self.groups.iter_mut().filter(|(_, group)| group.class == Class::LS) {
+            let ran_at = group.slots.iter().filter_map(|slot| self.counted[*slot as usize].as_ref()?.ran_at);
+            let ran_at = ran_at.max();
+            if let Throttling { looked: Some((at, _)), share } = &mut group.throttling
+                && ran_at.is_none_or(|ran_at| ran_at + THROTTLED_FOR < *at)
+            {
+                // It cannot have been, and the file would say so.
+                (*at, *share) = (now, Some(0.0));
+                continue;
+            }
             let is_calm = now >= group.hot_until + THROTTLING && group.throttling.looked.is_some();
             let is_its_turn = (now.as_secs() + id.0 as u64).is_multiple_of(CALM_LOOKS);
-            if group.class == Class::LS && (!is_calm || is_its_turn) {
+            if !is_calm || is_its_turn {
                 due.push(id);
             }
         }
@@ -662,10 +700,9 @@ impl Meter {
                 entry.waiting = Some(Waiting { in_flight, unanswered: totals.unanswered, written_off });
                 // Those that ended unanswered and slow have a tally and no latency.
                 if totals.served != old.served || totals.unanswered_slow != old.unanswered_slow {
-                    let histogram = self.counters.request_histogram(group.victim);
                     self.fresh.clear();
-                    self.fresh.add_difference(&histogram, &group.request_histogram);
-                    group.request_histogram = histogram;
+                    let histogram = self.counters.request_histogram(group.victim);
+                    group.request_histogram.add_new_to(&mut self.fresh, &histogram);
                     let lost = totals.unanswered_slow - old.unanswered_slow;
                     // Each stands for those beside it that were not looked at.
                     let tally = Tally {
@@ -695,10 +732,11 @@ impl Group {
         // twice.
         let totals = counters.requests(self.victim);
         let now_ns = clock::monotonic_ns();
-        self.look = if totals.any_in_flight() || self.ages.is_busy() {
-            self.ages.look(&counters.in_flight(self.victim), now_ns, self.slo.request_latency_p99)
+        self.look = if totals.any_in_flight() || self.ages.as_ref().is_some_and(|ages| ages.is_busy()) {
+            let ages = self.ages.get_or_insert_default();
+            ages.look(&counters.in_flight(self.victim), now_ns, self.slo.request_latency_p99)
         } else {
-            self.ages.look_at_nothing()
+            self.ages.as_ref().map_or_else(Look::default, |ages| ages.look_at_nothing())
         };
         let RequestTotals { served, slow, unanswered_slow, .. } = totals;
         self.answers.observe(Totals { served, slow, unanswered_slow }, &self.look, now_ns)
@@ -767,9 +805,7 @@ impl Counted {
         }
         group.waits += self.totals.since(&self.reported);
         self.reported = self.totals;
-        let histogram = counters.wait_histogram(self.slot);
-        group.wait_counts.add_difference(&histogram, &self.histogram);
-        *self.histogram = histogram;
+        self.histogram.add_new_to(&mut group.wait_counts, &counters.wait_histogram(self.slot));
         let memory = counters.memory(self.slot);
         group.memory += memory.since(&std::mem::replace(&mut self.memory_reported, memory));
     }

@@ -595,7 +595,7 @@ impl Agent {
             self.joins.clear();
             if let Some(cluster) = &mut self.cluster {
                 let mounts = self.tree.mounts();
-                let waiting = cluster.report(now, &self.plan, &self.changes, &self.meter, mounts);
+                let waiting = cluster.report(now, &self.plan, &self.changes, &self.memory, mounts);
                 self.follow_pods(now, waiting);
             }
             self.changes.clear();

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use procfs::{Current as _, CurrentSI as _, KernelStats, Meminfo};
 
-use super::{meter::Meter, pods::Roster};
+use super::{memory::MemoryMeter, pods::Roster};
 use crate::{
     cgroup::{cpu_stat, hierarchy::Mounts, memory},
     cluster::{
@@ -21,7 +21,7 @@ use crate::{
     units::Amounts,
 };
 
-/// How often memory is read: the files are many.
+/// How often memory of host applications is read.
 const MEMORY: Duration = Duration::from_secs(10);
 /// Peaks are this rank of samples of one second; a single one may be a hiccup.
 const PEAK_WINDOW: Duration = Duration::from_mins(5);
@@ -193,7 +193,7 @@ impl UsageMeter {
     }
 
     /// Once a second: one more sample of everything. What cannot be read is left out, and told once.
-    pub fn sample(&mut self, now: Duration, roster: &Roster, meter: &Meter, mounts: &Mounts) {
+    pub fn sample(&mut self, now: Duration, roster: &Roster, pods: &MemoryMeter, mounts: &Mounts) {
         let reads_memory = now >= self.memory_at;
         if reads_memory {
             self.memory_at = now + MEMORY;
@@ -214,13 +214,8 @@ impl UsageMeter {
         let (mut others_cpu, mut others_memory, mut high) = (0.0, 0, (0.0, 0));
         for member in roster.members() {
             let Some(id) = member.id else { continue };
-            let is_new = !self.pods.contains_key(&id);
             let consumer = self.pods.entry(id).or_default();
-            if reads_memory || is_new {
-                let mut tops = meter.tops_of(id, mounts.cpu_hierarchy()).map(|(directory, _)| directory);
-                let read = tops.next().and_then(|top| memory::unreclaimable(mounts, &top.path));
-                consumer.memory_bytes = read.or(consumer.memory_bytes);
-            }
+            consumer.memory_bytes = pods.unreclaimable_bytes(id).or(consumer.memory_bytes);
             let cpu = self.ran.insert(id, 0.0).unwrap_or_default();
             let memory_bytes = consumer.add(now, Duration::from_secs_f64(cpu), window);
             consumer.last_milli = milli(cpu / elapsed.as_secs_f64());

@@ -29,6 +29,8 @@ enum Controller {
 pub struct Reading {
     /// In use now.
     pub bytes: Option<u64>,
+    /// Of it, what the kernel cannot take away: anonymous and unevictable memory, which is what Koordinator counts as used.
+    pub unreclaimable_bytes: Option<u64>,
     /// Taken from it by the kernel; v1 does not tell.
     pub reclaimed_bytes: Option<u64>,
     /// Taken from it, and needed again.
@@ -68,6 +70,7 @@ fn of_v2(directory: &Path) -> Reading {
     let events = text(&directory.join("memory.events")).unwrap_or_default();
     Reading {
         bytes: number(&directory.join("memory.current")),
+        unreclaimable_bytes: unreclaimable_of(&stat, ""),
         reclaimed_bytes: pages(value(&stat, "pgsteal")),
         refaulted_bytes: pages(sum(&stat, ["workingset_refault_anon", "workingset_refault_file"])),
         limit_hits: sum(&events, ["high", "max"]),
@@ -81,6 +84,7 @@ fn of_v1(directory: &Path) -> Reading {
     let oom = text(&directory.join("memory.oom_control")).unwrap_or_default();
     Reading {
         bytes: number(&directory.join("memory.usage_in_bytes")),
+        unreclaimable_bytes: unreclaimable_of(&stat, "total_"),
         reclaimed_bytes: None,
         refaulted_bytes: pages(sum(
             &stat,
@@ -92,19 +96,23 @@ fn of_v1(directory: &Path) -> Reading {
     }
 }
 
-/// What a directory, with all below it, uses and the kernel cannot take away: anonymous and unevictable memory, which is
-/// what Koordinator counts as used. `None`: unknown.
+/// [`Reading::unreclaimable_bytes`] alone.
 pub fn unreclaimable(mounts: &Mounts, path: &Path) -> Option<u64> {
     let (directory, prefix) = match (&mounts.v1_memory, &mounts.v2) {
         (Some(v1), _) => (v1.join(path), "total_"),
         (None, Some(v2)) => (v2.join(path), ""),
         (None, None) => return None,
     };
-    let stat = text(&directory.join("memory.stat"))?;
-    ["inactive_anon", "active_anon", "unevictable"]
-        .iter()
-        .map(|key| value(&stat, &format!("{prefix}{key}")))
-        .sum()
+    unreclaimable_of(&text(&directory.join("memory.stat"))?, prefix)
+}
+
+/// `prefix`: of what v1 sums up over all directories below.
+fn unreclaimable_of(stat: &str, prefix: &str) -> Option<u64> {
+    let of = |key: &str| {
+        let lines = stat.lines().filter_map(|line| line.strip_prefix(prefix)?.strip_prefix(key));
+        lines.filter_map(|rest| rest.strip_prefix(' ')).find_map(|number| number.trim().parse::<u64>().ok())
+    };
+    ["inactive_anon", "active_anon", "unevictable"].into_iter().map(of).sum()
 }
 
 /// Rounded down as the kernel does.
@@ -176,7 +184,8 @@ mod tests {
                 ("memory.current", "1048576\n"),
                 (
                     "memory.stat",
-                    "anon 5\npgsteal_kswapd 9\npgsteal 3\nworkingset_refault_anon 1\nworkingset_refault_file 2\n",
+                    "anon 5\ninactive_anon 4096\nactive_anon 8192\nunevictable 0\npgsteal_kswapd 9\npgsteal 3\n\
+                     workingset_refault_anon 1\nworkingset_refault_file 2\n",
                 ),
                 ("memory.events", "low 0\nhigh 4\nmax 3\noom 2\noom_kill 1\noom_group_kill 0\n"),
                 ("memory.pressure", PRESSURE),
@@ -186,6 +195,7 @@ mod tests {
         let page = rustix::param::page_size() as u64;
         let expected = Reading {
             bytes: Some(1 << 20),
+            unreclaimable_bytes: Some(12_288),
             reclaimed_bytes: Some(3 * page),
             refaulted_bytes: Some(3 * page),
             limit_hits: Some(7),
@@ -210,12 +220,20 @@ mod tests {
                 ("memory.usage_in_bytes", "4096\n"),
                 ("memory.failcnt", "12\n"),
                 ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"),
-                ("memory.stat", "cache 0\n"),
+                (
+                    "memory.stat",
+                    "active_anon 1\ntotal_inactive_anon 0\ntotal_active_anon 4096\ntotal_unevictable 0\n",
+                ),
             ],
         );
         let found = MemoryFiles::of(&mounts, Path::new("web")).read();
-        let expected =
-            Reading { bytes: Some(4096), limit_hits: Some(12), oom_kills: Some(2), ..only_pressure };
+        let expected = Reading {
+            bytes: Some(4096),
+            unreclaimable_bytes: Some(4096),
+            limit_hits: Some(12),
+            oom_kills: Some(2),
+            ..only_pressure
+        };
         assert_eq!(found, expected, "kernels before 5.14 do not tell what v1 groups refault");
     }
 

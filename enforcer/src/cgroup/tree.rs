@@ -266,10 +266,11 @@ impl Tree {
             return;
         }
         let directory = self.mounts.point(hierarchy).join(path);
-        let Ok(inode) = fs::metadata(&directory).map(|metadata| metadata.ino()) else {
+        let Ok(metadata) = fs::metadata(&directory) else {
             self.forget(hierarchy, path, changes);
             return;
         };
+        let inode = metadata.ino();
         if self.seen.get(place).is_some_and(|seen| seen.inode != inode) {
             self.forget(hierarchy, path, changes);
         }
@@ -286,21 +287,22 @@ impl Tree {
             true
         };
         // Watch first, list afterwards: what is made in between is reported twice rather than never.
-        self.watch(place, &directory, is_new);
-        if fs::metadata(&directory).is_ok_and(|metadata| metadata.nlink() != LEAF_LINKS) {
+        let was_watched = self.watch(place, &directory, is_new);
+        let metadata = if was_watched { Ok(metadata) } else { fs::metadata(&directory) };
+        if metadata.is_ok_and(|metadata| metadata.nlink() != LEAF_LINKS) {
             left.extend(subdirectories(&directory).map(|name| (hierarchy, path.join(name))));
         }
     }
 
-    /// Of one that is not new, it is counted already that it cannot be watched.
-    fn watch(&mut self, place: &Place, directory: &Path, is_new: bool) {
+    /// Whether it was watched before. Of one that is not new, it is counted already that it cannot be.
+    fn watch(&mut self, place: &Place, directory: &Path, is_new: bool) -> bool {
         let seen = self.seen.get_mut(place).expect("BUG: watching what was not seen");
         if seen.watch.is_some() {
-            return;
+            return true;
         }
         let Some(watches) = self.inotify.as_ref().map(Inotify::watches) else {
             self.unwatched += usize::from(is_new);
-            return;
+            return false;
         };
         match add_watch(watches, directory) {
             Ok(watch) => {
@@ -320,6 +322,7 @@ impl Tree {
                 self.unwatched += usize::from(is_new);
             }
         }
+        false
     }
 
     /// Drops a directory and everything below it.

@@ -82,10 +82,9 @@ impl Durations {
 
     fn turn(&mut self) {
         self.recent.swap(0, 1);
-        // Most groups of a large node are idle.
-        if self.recent[0].tally.total > 0 {
-            self.recent[0] = Recent::default();
-        }
+        let Recent { counts, tally } = &mut self.recent[0];
+        counts.clear();
+        *tally = Tally::default();
     }
 }
 

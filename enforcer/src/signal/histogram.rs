@@ -4,32 +4,38 @@ use std::time::Duration;
 
 use enforcer_ebpf::histogram::{BUCKETS, Histogram, bucket_of, lower_bound_ns};
 
-/// Durations counted per bucket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Counts([u64; BUCKETS]);
-
-impl Default for Counts {
-    fn default() -> Self {
-        Self([0; BUCKETS])
-    }
-}
+/// Durations counted per bucket. Takes 0.8 kB once there is something to count: most groups of a large node are idle.
+#[derive(Clone, Debug, Default)]
+pub struct Counts(Option<Box<[u64; BUCKETS]>>);
 
 impl Counts {
+    fn buckets(&self) -> &[u64; BUCKETS] {
+        self.0.as_deref().unwrap_or(&[0; BUCKETS])
+    }
+
+    fn buckets_mut(&mut self) -> &mut [u64; BUCKETS] {
+        self.0.get_or_insert_with(|| Box::new([0; BUCKETS]))
+    }
+
     /// Adds what was counted between two readings of one histogram, whose counts wrap at 2^32.
     pub fn add_difference(&mut self, new: &Histogram, old: &Histogram) {
-        for ((sum, new), old) in self.0.iter_mut().zip(new).zip(old) {
+        if new == old {
+            return;
+        }
+        for ((sum, new), old) in self.buckets_mut().iter_mut().zip(new).zip(old) {
             *sum += u64::from(new.wrapping_sub(*old));
         }
     }
 
     /// Counts one.
     pub fn record(&mut self, duration: Duration) {
-        self.0[bucket_of(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))] += 1;
+        self.buckets_mut()[bucket_of(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))] += 1;
     }
 
     /// Adds all of `other`.
     pub fn add(&mut self, other: &Self) {
-        for (sum, more) in self.0.iter_mut().zip(&other.0) {
+        let Some(other) = &other.0 else { return };
+        for (sum, more) in self.buckets_mut().iter_mut().zip(&**other) {
             *sum += more;
         }
     }
@@ -37,20 +43,22 @@ impl Counts {
     /// So many times as many of each.
     #[must_use]
     pub fn times(&self, factor: u64) -> Self {
-        Self(self.0.map(|count| count * factor))
+        Self(self.0.as_ref().map(|buckets| Box::new(buckets.map(|count| count * factor))))
     }
 
     pub fn total(&self) -> u64 {
-        self.0.iter().sum()
+        self.buckets().iter().sum()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.iter().all(|&count| count == 0)
+        self.buckets().iter().all(|&count| count == 0)
     }
 
-    /// Forgets everything.
+    /// Forgets everything, and keeps the room for more.
     pub fn clear(&mut self) {
-        self.0.fill(0);
+        if let Some(buckets) = &mut self.0 {
+            buckets.fill(0);
+        }
     }
 
     /// How many durations were shorter than `1 << exponent` ns; exact for exponents 10 to 33.
@@ -58,7 +66,7 @@ impl Counts {
         let limit = 1 << exponent;
         (0..BUCKETS)
             .take_while(|&bucket| lower_bound_ns(bucket + 1) <= limit)
-            .map(|bucket| self.0[bucket])
+            .map(|bucket| self.buckets()[bucket])
             .sum()
     }
 
@@ -75,7 +83,7 @@ impl Counts {
         // The rank that numpy and hdrhistogram call "higher": the smallest duration that covers the share asked for.
         let rank = (quantile * total as f64).ceil().max(1.0);
         let mut below = 0.0;
-        for (bucket, &count) in self.0.iter().enumerate() {
+        for (bucket, &count) in self.buckets().iter().enumerate() {
             let count = count as f64;
             if below + count >= rank {
                 let share = (rank - 0.5 - below) / count;
@@ -102,7 +110,8 @@ impl Counts {
         let interpolated = low + (high - low) * share;
         // On the side where the answer lies, as many durations in the neighbour as here: smooth. None: a lone peak.
         let neighbour = if interpolated < middle { bucket - 1 } else { bucket + 1 };
-        let smooth = (self.0[neighbour] as f64 / self.0[bucket] as f64 * 2.0).min(1.0);
+        let count = |bucket: usize| self.buckets()[bucket] as f64;
+        let smooth = (count(neighbour) / count(bucket) * 2.0).min(1.0);
         (middle + (interpolated - middle) * smooth) as u64
     }
 }
