@@ -40,7 +40,7 @@ const COMPARE: Duration = Duration::from_secs(1);
 /// Of the others at least so many: a look at a file costs some 40 us, and hardly any is ever written by anybody else.
 const COMPARED: usize = 30;
 /// All of many are compared in so many turns.
-const ALL_COMPARED: usize = 30;
+const ALL_COMPARED: usize = 60;
 /// A directory that somebody else keeps writing is left to them for so long: two agents must not fight.
 const YIELD: Duration = Duration::from_secs(10);
 

@@ -1,6 +1,6 @@
 //! Memory of the groups, by the files of their directories, and who is likely to use what a victim lacks.
 
-use std::{collections::HashMap, path::PathBuf, time::Duration};
+use std::{collections::HashMap, ffi::OsString, time::Duration};
 
 use enforcer_ebpf::layout::StallCause;
 
@@ -11,6 +11,7 @@ use crate::{
         memory::{MemoryFiles, Reading},
         tree::Directory,
     },
+    kernel::probes::MemoryProbes,
     model::{GroupId, Snapshot},
     places::Places,
     policy::{self, Class},
@@ -22,15 +23,18 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(1);
 /// At other times only every so many looks.
 const CALM_LOOKS: u32 = 10;
-/// What does not run cannot grow.
-const IDLE_LOOKS: u32 = 30;
+/// What did not run since it was looked at cannot have grown.
+const IDLE_LOOKS: u32 = 60;
 
 /// What the files say.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct MemoryMeter {
+    /// The probes do not count them.
+    reads_oom_kills: bool,
     groups: Places<Group>,
-    /// The directories that limits would go to, by path: a group may have the same path in two hierarchies.
-    directories: HashMap<PathBuf, Looked>,
+    /// The directories that limits would go to, by path: a group may have the same path in two hierarchies. By its bytes, for
+    /// hashing a path as such takes it apart, and there may be a thousand.
+    directories: HashMap<OsString, Looked>,
     look_at: Duration,
     looks: u32,
     /// An LS group stalled since the last report but one.
@@ -68,6 +72,8 @@ struct Looked {
     files: MemoryFiles,
     reading: Reading,
     taken_at: Duration,
+    /// Something at or below it.
+    ran_at: Option<Duration>,
     /// Per second, between the last two looks.
     intake: Intake,
     /// In which of the looks it has its turn where it has not one in each.
@@ -76,6 +82,18 @@ struct Looked {
 }
 
 impl MemoryMeter {
+    /// Knows no groups yet.
+    pub fn new(probes: &MemoryProbes) -> Self {
+        Self {
+            reads_oom_kills: probes.oom_kills_missing.is_some(),
+            groups: Places::default(),
+            directories: HashMap::new(),
+            look_at: Duration::ZERO,
+            looks: 0,
+            hurry: false,
+        }
+    }
+
     /// A group came.
     pub fn join(&mut self, id: GroupId, group: &policy::Group) {
         if self.groups.get(id).is_none() {
@@ -100,8 +118,16 @@ impl MemoryMeter {
         }
         self.look_at = now + LOOK;
         self.looks = self.looks.wrapping_add(1);
-        for (directory, runs) in meter.tops() {
-            self.look_at_directory(now, directory, runs, mounts);
+        // A pod's tasks are in its containers' directories.
+        for (directory, ran_at) in meter.running() {
+            for path in directory.path.ancestors() {
+                if let Some(looked) = self.directories.get_mut(path.as_os_str()) {
+                    looked.ran_at = looked.ran_at.max(ran_at);
+                }
+            }
+        }
+        for directory in meter.tops() {
+            self.look_at_directory(now, directory, mounts);
         }
         self.directories.retain(|_, looked| looked.generation == self.looks);
         for group in self.groups.values_mut() {
@@ -119,33 +145,35 @@ impl MemoryMeter {
         }
     }
 
-    fn look_at_directory(&mut self, now: Duration, directory: &Directory, runs: bool, mounts: &Mounts) {
+    fn look_at_directory(&mut self, now: Duration, directory: &Directory, mounts: &Mounts) {
         let &Directory { ref path, inode, group, .. } = directory;
-        let (looks, hurry) = (self.looks, self.hurry);
-        if let Some(looked) = self.directories.get_mut(path) {
+        let (looks, hurry, oom_kills) = (self.looks, self.hurry, self.reads_oom_kills);
+        if let Some(looked) = self.directories.get_mut(path.as_os_str()) {
             if looked.generation == looks {
                 // Seen in the other hierarchy.
                 return;
             }
             looked.generation = looks;
             if looked.inode == inode {
-                let every = match (runs, hurry) {
+                let ran = looked.ran_at >= Some(looked.taken_at);
+                let every = match (ran, hurry) {
                     (true, true) => 1,
                     (true, false) => CALM_LOOKS,
                     (false, _) => IDLE_LOOKS,
                 };
                 if looks % every == looked.turn % every {
-                    self.groups[group].new.add(looked.look(now));
+                    self.groups[group].new.add(looked.look(now, oom_kills));
                 }
                 return;
             }
         }
         let files = MemoryFiles::of(mounts, path);
-        let reading = files.read();
+        let reading = files.read(oom_kills);
         let turn = u32::try_from(inode % u64::from(IDLE_LOOKS)).unwrap_or_default();
         let intake = Intake::default();
-        let looked = Looked { group, inode, files, reading, taken_at: now, intake, turn, generation: looks };
-        self.directories.insert(path.clone(), looked);
+        let (taken_at, ran_at, generation) = (now, None, looks);
+        let looked = Looked { group, inode, files, reading, taken_at, ran_at, intake, turn, generation };
+        self.directories.insert(path.clone().into_os_string(), looked);
         // Known from now on, and nothing yet.
         self.groups[group].new.add(Difference::between(&reading, &reading));
     }
@@ -202,8 +230,8 @@ impl MemoryMeter {
 
 impl Looked {
     /// What came since the last look.
-    fn look(&mut self, now: Duration) -> Difference {
-        let old = std::mem::replace(&mut self.reading, self.files.read());
+    fn look(&mut self, now: Duration, oom_kills: bool) -> Difference {
+        let old = std::mem::replace(&mut self.reading, self.files.read(oom_kills));
         let new = Difference::between(&old, &self.reading);
         let seconds = now.saturating_sub(std::mem::replace(&mut self.taken_at, now)).as_secs_f64().max(1e-3);
         let rate = |total: Option<u64>| total.map(|total| total as f64 / seconds);

@@ -414,9 +414,19 @@ impl Meter {
     }
 
     /// Those of all groups, in every hierarchy.
-    pub fn tops(&self) -> impl Iterator<Item = (&Directory, bool)> {
-        let all = self.counted.iter().flatten().filter(|counted| counted.directory.is_top);
-        all.map(|counted| (&counted.directory, counted.runs(self.taken_at)))
+    pub fn tops(&self) -> impl Iterator<Item = &Directory> {
+        self.counted.iter().flatten().map(|counted| &counted.directory).filter(|directory| directory.is_top)
+    }
+
+    /// Whether BE ran lately.
+    pub fn be_runs(&self) -> bool {
+        self.running().any(|(directory, _)| self.groups[directory.group].class == Class::BE)
+    }
+
+    /// Directories that ran lately, and when.
+    pub fn running(&self) -> impl Iterator<Item = (&Directory, Option<Duration>)> {
+        let active = self.active.iter().filter_map(|slot| self.counted[*slot as usize].as_ref());
+        active.map(|counted| (&counted.directory, counted.ran_at))
     }
 
     /// Directories of the same hierarchy below one.

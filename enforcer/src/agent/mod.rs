@@ -73,7 +73,7 @@ use crate::{
 
 /// How often the agent looks at the node.
 const TICK: Duration = Duration::from_millis(100);
-/// How often where the agent costs too much, while nothing is wrong. Onsets are looked into at once all the same.
+/// How often while nothing is wrong and no BE runs, or the agent costs too much. Onsets are looked into at once all the same.
 const SLOW_TICK: Duration = Duration::from_millis(250);
 /// How often the ledger is brought up to date.
 const REPORT: Duration = Duration::from_secs(1);
@@ -240,7 +240,7 @@ impl Agent {
         let mut agent = Self {
             governor: Governor::new(mode, policy.cpus),
             meter: Meter::new(counters, slots, serves, &probes.memory),
-            memory: MemoryMeter::default(),
+            memory: MemoryMeter::new(&probes.memory),
             lessons: Lessons::of(&options.state_dir),
             groups: Places::default(),
             cost: CostMeter::new(online.len()),
@@ -380,7 +380,8 @@ impl Agent {
     fn tick_length(&self) -> Duration {
         let is_calm = self.plan.restraints.is_empty()
             && matches!(self.plan.reason, Reason::Met | Reason::NoBe { .. } | Reason::Shadow { .. });
-        if self.shedder.level() < Level::Looks || !is_calm {
+        let has_time = !self.meter.be_runs() || self.shedder.level() >= Level::Looks;
+        if !is_calm || !has_time {
             return TICK;
         }
         let longest = self.options.watchdog.map_or(SLOW_TICK, |watchdog| watchdog / 2);

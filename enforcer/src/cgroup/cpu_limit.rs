@@ -39,8 +39,9 @@ impl CpuLimitFile {
         read().map_err(|err| self.explain(&err, None))
     }
 
-    /// Puts a limit in force. On v1 two files are written, in the order in which the limit between the two writes is the
-    /// tighter one, or none.
+    /// Puts a limit in force. On v1 there are two files, written in the order in which the limit between the two writes is
+    /// the tighter one, or none; a period that stands already is not written, for each write takes the kernel a walk over
+    /// all CPUs (`tg_set_cfs_bandwidth`).
     ///
     /// # Errors
     /// As for [`CpuLimitFile::read`], and [`Error::Refused`].
@@ -50,8 +51,10 @@ impl CpuLimitFile {
             if self.is_v2 {
                 return self.controller.set_cfs_quota_and_period(Some(quota), Some(limit.period_us));
             }
-            let quota_first = limit.quota_us.is_none() || limit.period_us < self.controller.cfs_period()?;
-            if quota_first {
+            let period_us = self.controller.cfs_period()?;
+            if limit.period_us == period_us {
+                self.controller.set_cfs_quota(quota)
+            } else if limit.quota_us.is_none() || limit.period_us < period_us {
                 self.controller.set_cfs_quota(quota)?;
                 self.controller.set_cfs_period(limit.period_us)
             } else {

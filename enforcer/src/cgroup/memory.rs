@@ -53,11 +53,11 @@ impl MemoryFiles {
         Self { controller, pressure: in_v2.map(|directory| directory.join("memory.pressure")) }
     }
 
-    /// Reads them all.
-    pub fn read(&self) -> Reading {
+    /// Reads them all. `oom_kills`: also a file that says nothing else.
+    pub fn read(&self, oom_kills: bool) -> Reading {
         let reading = match &self.controller {
             Some(Controller::V2(directory)) => of_v2(directory),
-            Some(Controller::V1(directory)) => of_v1(directory),
+            Some(Controller::V1(directory)) => of_v1(directory, oom_kills),
             None => Reading::default(),
         };
         let stalled_some = self.pressure.as_ref().and_then(|file| stalled_some(&text(file)?));
@@ -79,9 +79,9 @@ fn of_v2(directory: &Path) -> Reading {
     }
 }
 
-fn of_v1(directory: &Path) -> Reading {
+fn of_v1(directory: &Path, oom_kills: bool) -> Reading {
     let stat = text(&directory.join("memory.stat")).unwrap_or_default();
-    let oom = text(&directory.join("memory.oom_control")).unwrap_or_default();
+    let oom = if oom_kills { text(&directory.join("memory.oom_control")) } else { None };
     Reading {
         bytes: number(&directory.join("memory.usage_in_bytes")),
         unreclaimable_bytes: unreclaimable_of(&stat, "total_"),
@@ -91,7 +91,7 @@ fn of_v1(directory: &Path) -> Reading {
             ["total_workingset_refault_anon", "total_workingset_refault_file"],
         )),
         limit_hits: number(&directory.join("memory.failcnt")),
-        oom_kills: value(&oom, "oom_kill"),
+        oom_kills: oom.and_then(|oom| value(&oom, "oom_kill")),
         stalled_some: None,
     }
 }
@@ -202,7 +202,7 @@ mod tests {
             oom_kills: Some(1),
             stalled_some: Some(Duration::from_micros(241_115)),
         };
-        assert_eq!(MemoryFiles::of(&mounts, Path::new("web")).read(), expected);
+        assert_eq!(MemoryFiles::of(&mounts, Path::new("web")).read(true), expected);
     }
 
     #[test]
@@ -213,7 +213,7 @@ mod tests {
         write(&v2.join("web"), &[("memory.pressure", PRESSURE)]);
         let only_pressure =
             Reading { stalled_some: Some(Duration::from_micros(241_115)), ..Reading::default() };
-        assert_eq!(MemoryFiles::of(&mounts, Path::new("web")).read(), only_pressure);
+        assert_eq!(MemoryFiles::of(&mounts, Path::new("web")).read(true), only_pressure);
         write(
             &v1.join("web"),
             &[
@@ -226,7 +226,7 @@ mod tests {
                 ),
             ],
         );
-        let found = MemoryFiles::of(&mounts, Path::new("web")).read();
+        let found = MemoryFiles::of(&mounts, Path::new("web")).read(true);
         let expected = Reading {
             bytes: Some(4096),
             unreclaimable_bytes: Some(4096),
@@ -240,6 +240,6 @@ mod tests {
     #[test]
     fn a_directory_that_went_tells_nothing() {
         let mounts = Mounts { v2: Some("/nowhere".into()), ..Mounts::default() };
-        assert_eq!(MemoryFiles::of(&mounts, Path::new("web")).read(), Reading::default());
+        assert_eq!(MemoryFiles::of(&mounts, Path::new("web")).read(true), Reading::default());
     }
 }

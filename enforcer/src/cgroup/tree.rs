@@ -23,7 +23,7 @@ use super::{
 use crate::model::GroupId;
 
 /// How often everything is looked at again, although inotify reported nothing.
-const RESCAN: Duration = Duration::from_mins(1);
+const RESCAN: Duration = Duration::from_mins(3);
 /// The same while some directories could not be watched.
 const RESCAN_UNWATCHED: Duration = Duration::from_secs(2);
 /// So long at a time: whoever asks has other things to do.

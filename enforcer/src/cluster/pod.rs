@@ -1,5 +1,7 @@
 //! What enforcer needs to know of a pod, by the API server's account. Pure.
 
+pub mod told;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1 as core;

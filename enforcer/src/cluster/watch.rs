@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt::Debug, pin::pin};
 
 use futures_util::StreamExt as _;
-use k8s_openapi::api::core::v1::{self as core, ConfigMap, Node};
+use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::{
     Api, Client, Resource,
     runtime::{
@@ -18,7 +18,7 @@ use super::{
     complaints::Complaints,
     link::{Options, ToLoop, Update},
     objects::NodeSLO,
-    pod::Pod,
+    pod::{Pod, told::ToldPod},
     protocol::CONFIG_MAP,
     retry::Retry,
 };
@@ -58,7 +58,7 @@ pub fn start(client: &Client, options: &Options, to_loop: ToLoop) -> UnboundedRe
     receiver
 }
 
-async fn pods(api: Api<core::Pod>, selector: String, (to, to_loop): (UnboundedSender<Seen>, ToLoop)) {
+async fn pods(api: Api<ToldPod>, selector: String, (to, to_loop): (UnboundedSender<Seen>, ToLoop)) {
     // In small pages: memory that the first list takes is kept for good.
     let config = watcher::Config::default().fields(&selector).page_size(PAGE);
     let stream = watcher(api, config).backoff(Retry::default());
@@ -72,7 +72,7 @@ async fn pods(api: Api<core::Pod>, selector: String, (to, to_loop): (UnboundedSe
                 continue;
             }
             Ok(Event::InitApply(pod)) => {
-                all.extend(pod.metadata.uid.clone());
+                all.extend(pod.0.metadata.uid.clone());
                 applied(&pod)
             }
             Ok(Event::InitDone) => {
@@ -80,7 +80,7 @@ async fn pods(api: Api<core::Pod>, selector: String, (to, to_loop): (UnboundedSe
                 Some(Seen::All(std::mem::take(&mut all)))
             }
             Ok(Event::Apply(pod)) => applied(&pod),
-            Ok(Event::Delete(pod)) => pod.metadata.uid.map(Seen::Gone),
+            Ok(Event::Delete(pod)) => pod.0.metadata.uid.map(Seen::Gone),
             Err(err) => {
                 complaints.complain(&err);
                 None
@@ -100,8 +100,8 @@ async fn pods(api: Api<core::Pod>, selector: String, (to, to_loop): (UnboundedSe
     }
 }
 
-fn applied(pod: &core::Pod) -> Option<Seen> {
-    match Pod::of(pod) {
+fn applied(pod: &ToldPod) -> Option<Seen> {
+    match Pod::of(&pod.0) {
         Ok(pod) => Some(Seen::Pod(Box::new(pod))),
         Err(err) => {
             tracing::warn!(%err, "a pod is left out");

@@ -3,8 +3,11 @@
 use super::*;
 
 fn pod(yaml: &str) -> Pod {
-    let pod: core::Pod = serde_saphyr::from_str(yaml).unwrap();
-    Pod::of(&pod).unwrap()
+    let whole: core::Pod = serde_saphyr::from_str(yaml).unwrap();
+    let pod = Pod::of(&whole).unwrap();
+    let told: told::ToldPod = serde_json::from_value(serde_json::to_value(&whole).unwrap()).unwrap();
+    assert_eq!(Pod::of(&told.0).as_ref(), Ok(&pod), "something was passed over that makes a difference");
+    pod
 }
 
 const SPARK_EXECUTOR: &str = "
