@@ -84,7 +84,7 @@ impl Scene {
     /// What the group's files say.
     fn files_say(&self) -> Result<Reading> {
         let mounts = Mounts::below(Path::new("/sys/fs/cgroup"))?;
-        Ok(MemoryFiles::of(&mounts, Path::new(&self.stalling.path)).read())
+        Ok(MemoryFiles::of(&mounts, Path::new(&self.stalling.path)).read(true))
     }
 
     /// By the probe where there is one, by the files elsewhere.
