@@ -36,7 +36,7 @@ use self::{
     ls::{Ls, LsPod},
     names::NameServer,
     results::Results,
-    spark::Distribution,
+    spark::{Distribution, Example, Job},
     stage::{Measured, Stage},
     tutorial::Tutorial,
 };
@@ -131,7 +131,8 @@ pub fn run(args: &Args) -> Result<()> {
 fn show(args: &Args, programs: &Programs, image: &Path, spark: Option<&Distribution>) -> Result<Results> {
     const PREPARATIONS: usize = 5;
     const CLEARANCES: usize = 1;
-    let steps = PREPARATIONS + args.rounds as usize * Phase::ALL.len() + CLEARANCES;
+    let examples = if spark.is_some() { Example::ALL.len() } else { 0 };
+    let steps = PREPARATIONS + examples + args.rounds as usize * Phase::ALL.len() + CLEARANCES;
     let progress = Progress::new(steps);
     let step = Steps(&progress);
 
@@ -141,6 +142,13 @@ fn show(args: &Args, programs: &Programs, image: &Path, spark: Option<&Distribut
     let chart =
         step.take("installing the chart", || Chart::install(&cluster, &programs.helm, args.reclaim))?;
     let _tutorial = Tutorial::apply(&cluster)?;
+    for (spark, example) in spark.into_iter().flat_map(|spark| Example::ALL.map(|example| (spark, example))) {
+        interrupt::check()?;
+        progress.begin(format!("Spark: {}, to its end", example.name()));
+        let answer = Job::finish(&cluster, spark, example)?;
+        progress
+            .done(&format!("Spark's {} has ended, all of it on lent resources: {answer}", example.name()));
+    }
     let ls = step.take("starting the LS pod", || LsPod::start(&cluster, args.ls))?;
     let stage = Stage {
         cluster: &cluster,

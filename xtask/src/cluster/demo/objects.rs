@@ -12,6 +12,21 @@ pub const BATCH_NAMESPACE: &str = "spark-demo";
 /// For a pod to run, and for what runs in it to listen.
 const PATIENCE: Duration = Duration::from_mins(2);
 
+fn is_lent(pod: &Value) -> bool {
+    let spec = &pod["spec"];
+    let containers = spec["containers"].as_array().map_or(&[][..], Vec::as_slice);
+    pod["metadata"]["labels"]["koordinator.sh/qosClass"] == "BE"
+        && spec["schedulerName"] == "koord-scheduler"
+        && spec["nodeName"].is_string()
+        && containers.iter().map(|container| &container["resources"]["requests"]).all(|requests| {
+            let has = |resource: &str| requests[resource].is_string();
+            has("kubernetes.io/batch-cpu")
+                && has("kubernetes.io/batch-memory")
+                && !has("cpu")
+                && !has("memory")
+        })
+}
+
 /// As much of a pod as is needed here.
 #[derive(Clone, Debug)]
 pub struct Pod {
@@ -20,6 +35,8 @@ pub struct Pod {
     pub phase: String,
     /// All of its containers are ready.
     pub is_ready: bool,
+    /// BE, on batch resources alone, and bound by the chart's second scheduler.
+    pub is_lent: bool,
     pub address: Option<IpAddr>,
 }
 
@@ -33,6 +50,7 @@ impl Pod {
             name: text(&object["metadata"]["name"]),
             phase: text(&status["phase"]),
             is_ready: ready.any(|condition| condition["status"] == "True"),
+            is_lent: is_lent(object),
             address: status["podIP"].as_str().and_then(|address| address.parse().ok()),
         }
     }

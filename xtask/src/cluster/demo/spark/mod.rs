@@ -3,4 +3,7 @@
 mod distribution;
 mod job;
 
-pub use self::{distribution::Distribution, job::Job};
+pub use self::{
+    distribution::Distribution,
+    job::{Example, Job},
+};
