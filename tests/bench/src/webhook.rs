@@ -64,6 +64,10 @@ fn measure(args: &Args, cluster: &Cluster) -> Result<Value> {
     let mut webhook = Webhook::start(cluster)?;
     let tls = webhook.wait_for_authority(cluster)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Its authority is made known a moment before it serves with what that has signed.
+    cluster.wait_for("the webhook answers over TLS", PATIENCE, || {
+        Ok(runtime.block_on(webhook.connect(&tls)).is_ok())
+    })?;
     let review = Bytes::from(review().to_string());
     let before = webhook.cpu_seconds()?;
     let begun = Instant::now();
