@@ -1,12 +1,16 @@
 //! How much may BE keep? The search for the largest share that keeps the objectives.
 //!
 //! Goes up while the objectives are surely met, and down as soon as one is surely missed. A share that failed is avoided for
-//! a while, longer each time it fails again, so that at rest nothing moves. What is found is kept by load: see [`Bands`].
+//! a while, longer each time it fails again, so that at rest nothing moves. What is found is kept by load: see [`Bands`]. One stall
+//! delays hundreds of requests and says nothing of a share: it takes several bad moments to fail.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{bands::Bands, plan::Objective};
-use crate::signal::tally::{ALLOWED, Tally};
+use super::{bands::Bands, plan::Objective, stretches::Stretches};
+use crate::signal::{
+    average::kept,
+    tally::{ALLOWED, Tally},
+};
 
 /// After a change, evidence counts only from here on.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -14,6 +18,9 @@ const SETTLE: Duration = Duration::from_millis(300);
 const RAISE_AFTER: Duration = Duration::from_secs(1);
 /// Evidence older than this says little about now: it loses half its weight.
 const FADE: Duration = Duration::from_secs(10);
+/// A moment, and standard deviations by which moments must be too bad: some four of them.
+const MOMENT: Duration = Duration::from_millis(100);
+const Z_MOMENTS: f64 = 2.0;
 /// Smallest change of the share; below it there is the floor.
 const STEP_MIN: f64 = 0.05;
 /// A share is raised by half, or this if that is more.
@@ -40,17 +47,30 @@ pub struct Hold {
     raised_from: Option<f64>,
     changed_at: Duration,
     fades_at: Duration,
+    observed_until: Duration,
     /// Per objective, since the last change.
-    evidence: BTreeMap<Objective, Tally>,
+    evidence: BTreeMap<Objective, Evidence>,
     bands: Bands,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Evidence {
+    tally: Tally,
+    moments: Stretches,
+}
+
+impl Evidence {
+    fn is_surely_missed(self) -> bool {
+        self.tally.is_surely_missed() && self.moments.z() >= Z_MOMENTS
+    }
 }
 
 impl Hold {
     /// Starts with what is known of this load, or with `share` where nothing is.
     pub fn start(now: Duration, bands: Bands, share: f64) -> Self {
         let share = bands.start().unwrap_or(share);
-        let evidence = BTreeMap::new();
-        Self { share, raised_from: None, changed_at: now, fades_at: now + FADE, evidence, bands }
+        let (changed_at, fades_at, evidence) = (now, now + FADE, BTreeMap::new());
+        Self { share, raised_from: None, changed_at, fades_at, observed_until: now, evidence, bands }
     }
 
     /// The share of what BE wants above its floor that it may keep: 0 to 1.
@@ -83,6 +103,7 @@ impl Hold {
         load_hz: f64,
         tallies: impl Iterator<Item = (Objective, Tally)>,
     ) -> Verdict {
+        let elapsed = now.saturating_sub(std::mem::replace(&mut self.observed_until, now));
         if self.bands.follow(load_hz) {
             let share = self.bands.start().unwrap_or(self.share);
             return self.change(now, share, None);
@@ -91,12 +112,15 @@ impl Hold {
             return Verdict::Keep;
         }
         for (objective, tally) in tallies {
-            *self.evidence.entry(objective).or_default() += tally;
+            let evidence = self.evidence.entry(objective).or_default();
+            evidence.tally += tally;
+            evidence.moments.observe(tally, elapsed, MOMENT, |elapsed| kept(elapsed, FADE));
         }
         if now >= self.fades_at {
             self.fades_at = now + FADE;
             for evidence in self.evidence.values_mut() {
-                *evidence = Tally { total: evidence.total / 2, slow: evidence.slow / 2 };
+                let Tally { total, slow } = evidence.tally;
+                evidence.tally = Tally { total: total / 2, slow: slow / 2 };
             }
         }
         if self.is_missed() {
@@ -118,13 +142,14 @@ impl Hold {
     }
 
     fn is_missed(&self) -> bool {
-        self.evidence.values().copied().any(Tally::is_surely_missed)
+        self.evidence.values().copied().any(Evidence::is_surely_missed)
     }
 
     /// Objectives without any traffic have nothing against more BE.
     fn is_met(&self) -> bool {
-        let mut heard = self.evidence.values().filter(|evidence| evidence.total > 0).peekable();
-        heard.peek().is_some() && heard.all(|evidence| evidence.is_surely_met())
+        let mut heard =
+            self.evidence.values().map(|evidence| evidence.tally).filter(|tally| tally.total > 0).peekable();
+        heard.peek().is_some() && heard.all(Tally::is_surely_met)
     }
 
     fn lower(&mut self, now: Duration) -> Verdict {
@@ -134,7 +159,8 @@ impl Hold {
         self.bands.failed(self.share, now);
         // One step too far: back to what worked. Otherwise conditions got worse: in proportion, because with long periods
         // BE runs at full speed for its share of the time.
-        let worst = self.evidence.values().filter_map(|evidence| evidence.share()).fold(ALLOWED, f64::max);
+        let worst =
+            self.evidence.values().filter_map(|evidence| evidence.tally.share()).fold(ALLOWED, f64::max);
         let lower = self.share * AIM * ALLOWED / worst;
         let lower = if lower < STEP_MIN { 0.0 } else { lower };
         let share = self.raised_from.map_or(lower, |from| from.min(self.share));
@@ -210,6 +236,22 @@ mod tests {
         let free = shares.iter().position(|share| *share >= 1.0).unwrap_or(usize::MAX);
         assert!(free < 20, "{shares:?}");
         assert!((free + 60..free + 62).contains(&shares.len()), "and forgotten a minute later: {shares:?}");
+    }
+
+    #[test]
+    fn one_stall_says_nothing_of_a_share() {
+        let mut hold = Hold::start(Duration::ZERO, Bands::default(), 0.5);
+        for tick in 1..10 {
+            let slow = if tick == 5 { 400 } else { 0 };
+            hold.observe(TICK * tick, 10_000.0, one(Tally { total: 1_000, slow }));
+        }
+        assert!(hold.share() > 0.49, "{}", hold.share());
+        // Again and again, and it does.
+        for tick in 10..30 {
+            let slow = if tick % 3 == 0 { 400 } else { 0 };
+            hold.observe(TICK * tick, 10_000.0, one(Tally { total: 1_000, slow }));
+        }
+        assert!(hold.share() < 0.1, "{}", hold.share());
     }
 
     #[test]

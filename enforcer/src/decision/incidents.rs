@@ -1,19 +1,15 @@
 //! Is an objective missed by incidents each of which is over before anybody can call it one?
 //!
-//! Requests are not independent: a stall of 10 ms delays all that come meanwhile, and the next one may be seconds away. Then
-//! many are slow and hardly any moment is bad. So this test takes seconds, not requests, for its sample: how far was each
-//! above what is allowed, and is the sum more than what as many seconds of either sign would come to by chance? A single bad
-//! second, however bad, is one standard deviation; it takes four or more, and too many slow ones in all.
+//! Stalls of some milliseconds, seconds apart: many requests are slow and hardly any moment is bad. So this test takes seconds
+//! for its sample, see [`Stretches`]: it takes four bad ones or more, and too many slow in all.
 
 use std::time::Duration;
 
-use crate::signal::{
-    average::kept,
-    tally::{ALLOWED, Tally},
-};
+use super::stretches::Stretches;
+use crate::signal::{average::kept, tally::Tally};
 
-/// What delays requests together is taken to be over within this time: a second, and looks come a little early.
-const STRETCH: Duration = Duration::from_millis(950);
+/// What delays requests together is taken to be over within this time.
+const STRETCH: Duration = Duration::from_secs(1);
 /// Stretches fade with this time constant: three windows of 10 s, in which an objective is judged.
 const FADES: Duration = Duration::from_secs(30);
 /// After so long without a stretch in which too many were slow, there are no incidents.
@@ -24,13 +20,7 @@ const Z: f64 = 2.0;
 /// The evidence so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Incidents {
-    /// Slow ones beyond what is allowed, summed over the stretches that ended.
-    excess: f64,
-    /// The sum's variance, if each stretch's sign were chance.
-    variance: f64,
-    /// The stretch that goes on.
-    tally: Tally,
-    elapsed: Duration,
+    stretches: Stretches,
     /// For so long no stretch had too many.
     calm: Duration,
     are_too_many: bool,
@@ -39,29 +29,25 @@ pub struct Incidents {
 impl Incidents {
     /// Takes in what was counted since the last observation.
     pub fn observe(&mut self, tally: Tally, elapsed: Duration) {
-        self.tally += tally;
-        self.elapsed += elapsed;
-        if self.elapsed < STRETCH {
-            return;
-        }
-        let elapsed = std::mem::take(&mut self.elapsed);
-        let kept = kept(elapsed, FADES);
-        let Tally { total, slow } = std::mem::take(&mut self.tally);
-        let excess = slow as f64 - ALLOWED * total as f64;
-        self.calm = if excess > 0.0 { Duration::ZERO } else { self.calm + elapsed };
+        let fade = |elapsed| kept(elapsed, FADES);
+        let Some(stretch) = self.stretches.observe(tally, elapsed, STRETCH, fade) else { return };
+        self.calm = if stretch.excess > 0.0 { Duration::ZERO } else { self.calm + stretch.elapsed };
         if self.calm >= CALM {
             *self = Self::default();
             return;
         }
-        self.excess = self.excess * kept + excess;
-        self.variance = self.variance * kept * kept + excess * excess;
-        let is_certain = self.excess >= Z * self.variance.sqrt() && self.excess > 0.0;
-        self.are_too_many = is_certain || (self.are_too_many && self.excess > 0.0);
+        let z = self.stretches.z();
+        self.are_too_many = z >= Z || (self.are_too_many && z > 0.0);
     }
 
     /// Whether there were too many, and have not become few since.
     pub const fn are_too_many(self) -> bool {
         self.are_too_many
+    }
+
+    /// The share of slow ones in the last half minute or so; `None`: nothing was heard since they were last calm.
+    pub fn slow_share(self) -> Option<f64> {
+        self.stretches.share()
     }
 }
 
@@ -101,6 +87,7 @@ mod tests {
             incidents.observe(Tally { total: 1_000, slow: 30 }, TICK);
         }
         assert!(incidents.are_too_many());
+        assert!(incidents.slow_share().is_some_and(|share| (share - 0.03).abs() < 1e-9), "{incidents:?}");
         let calm = (1..1_000).find(|_| {
             incidents.observe(Tally { total: 1_000, slow: 0 }, TICK);
             !incidents.are_too_many()

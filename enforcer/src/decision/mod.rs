@@ -21,6 +21,7 @@ pub mod incidents;
 pub mod plan;
 pub mod shed;
 pub mod spec;
+pub mod stretches;
 pub mod thresholds;
 pub mod trial;
 pub mod utilisation;
