@@ -271,8 +271,8 @@ mod tests {
     #[test]
     fn each_cause_has_its_evidence() {
         let tally = |slow| Tally { total: 1_000, slow };
-        let helped = Effect { with_be: tally(50), without_be: tally(5), dispersion: 0.0 };
-        let did_not_help = Effect { with_be: tally(50), without_be: tally(50), dispersion: 0.0 };
+        let helped = Effect { with_be: tally(50), without_be: tally(5), ..Effect::default() };
+        let did_not_help = Effect { with_be: tally(50), without_be: tally(50), ..Effect::default() };
         for (evidence, expected) in [
             (BAD, Cause::Unknown),
             (Evidence { waited_for_be: 0.3, ..BAD }, Cause::BeCpu),

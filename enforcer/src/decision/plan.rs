@@ -124,6 +124,13 @@ impl Reason {
                 comparison(effect),
                 retry_at.as_secs_f64()
             ),
+            Self::NoHelp { objective, effect, retry_at, .. } if effect.is_undecided() => format!(
+                "{}, in a few long stalls: a trial could not tell whether BE is the cause ({}); not tried again before \
+                 second {:.0}",
+                missed(objective),
+                comparison(effect),
+                retry_at.as_secs_f64()
+            ),
             Self::NoHelp { objective, cause, effect, retry_at } => format!(
                 "{}, but stopping BE did not help ({}): it suffers from {}; not tried again before second {:.0}",
                 missed(objective),
@@ -179,10 +186,13 @@ fn proven(proof: &Proof) -> String {
 fn comparison(effect: &Effect) -> String {
     let percent =
         |share: Option<f64>| share.map_or_else(|| "-".to_owned(), |share| format!("{:.1} %", share * 100.0));
+    let certainty = effect.chance.map_or_else(
+        || format!("z {:.1}", effect.z()),
+        |chance| format!("by chance with a probability of {chance:.3}"),
+    );
     format!(
-        "{} slow with BE, {} without, z {:.1}",
+        "{} slow with BE, {} without, {certainty}",
         percent(effect.with_be.share()),
         percent(effect.without_be.share()),
-        effect.z()
     )
 }

@@ -5,7 +5,8 @@
 //! from having been started by a bad moment. Each window's first part is left out: queues drain, caches refill.
 //!
 //! One stall delays all requests that come meanwhile, so as many independent ones as the comparison takes them for there may not
-//! be: it is corrected by how much windows of the same kind differ from each other.
+//! be: it is corrected by how much windows of the same kind differ from each other. Where they differ too much to tell, only
+//! the pairs count: how probable is it that they fall out like that if the order within each is all that differs?
 
 use std::time::Duration;
 
@@ -21,8 +22,10 @@ const WINDOW_MIN: Duration = Duration::from_millis(300);
 const WINDOW_MAX: Duration = Duration::from_secs(2);
 /// Requests that a window should count, where the rate allows.
 const WINDOW_REQUESTS: f64 = 100.0;
-/// The experiment ends undecided after so many pairs.
+/// The experiment ends undecided after so many pairs, or so many if windows differ too much to tell but the pairs promise
+/// something.
 const PAIRS_MAX: u32 = 8;
+const PAIRS_PROLONGED: u32 = 16;
 /// Pairs before anything is decided, and after which an effect must show.
 const PAIRS_MIN: u32 = 2;
 const PAIRS_PROMISING: u32 = 4;
@@ -34,6 +37,9 @@ const Z_FUTILE: f64 = 0.0;
 const Z_PROMISING: f64 = 1.0;
 /// Windows that differ so much more than by chance: a few stalls and not many slow requests.
 const DISPERSED: f64 = 4.0;
+/// Chances by which the pairs prove the effect, and by which they promise one.
+const CHANCE_HELPS: f64 = 0.005;
+const CHANCE_PROMISING: f64 = 0.1;
 
 /// What stopping BE does to a victim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -46,6 +52,10 @@ pub struct Effect {
     /// not known. (R. W. M. Wedderburn, 1974, quasi-likelihood.)
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dispersion: f64,
+    /// The chance that as much more, or yet more, was slow in the windows with BE if only the order within each pair made the
+    /// difference. `None`: was not needed. (R. A. Fisher, 1935, randomisation test.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chance: Option<f64>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
@@ -61,7 +71,11 @@ impl Effect {
 
     /// What was slow came in a few stalls, too few to tell.
     pub fn is_undecided(self) -> bool {
-        self.dispersion >= DISPERSED && self.z().abs() < Z_HELPS
+        self.dispersion >= DISPERSED && self.z().abs() < Z_HELPS && !self.is_shown_by_pairs()
+    }
+
+    fn is_shown_by_pairs(self) -> bool {
+        self.chance.is_some_and(|chance| chance <= CHANCE_HELPS)
     }
 
     /// The objective was met while BE ran: however much BE slows its victim down, it may.
@@ -71,7 +85,7 @@ impl Effect {
 
     /// BE is proven to make its victim miss the objective.
     pub fn is_harm(self) -> bool {
-        self.z() >= Z_HELPS && !self.is_met_with_be()
+        (self.z() >= Z_HELPS || self.is_shown_by_pairs()) && !self.is_met_with_be()
     }
 }
 
@@ -154,6 +168,9 @@ impl Trial {
         self.end_window();
         if self.is_second {
             self.pairs += 1;
+            if self.pairs >= PAIRS_MAX && self.effect.is_undecided() {
+                self.effect.chance = Some(self.chance());
+            }
             if let Some(verdict) = self.verdict() {
                 return verdict;
             }
@@ -196,7 +213,26 @@ impl Trial {
         }
         let z = effect.z();
         let is_futile = z <= Z_FUTILE || (must_show && z < Z_PROMISING);
-        (is_futile || self.pairs >= PAIRS_MAX).then_some(Step::NoHelp(effect))
+        let is_promising = effect.chance.is_some_and(|chance| chance <= CHANCE_PROMISING);
+        let pairs_max = if is_promising { PAIRS_PROLONGED } else { PAIRS_MAX };
+        (is_futile || self.pairs >= pairs_max).then_some(Step::NoHelp(effect))
+    }
+
+    /// See [`Effect::chance`]. Of all orders of the pairs' windows, those in which they differ as much.
+    fn chance(&self) -> f64 {
+        let share = |window: &Tally| window.share().unwrap_or_default();
+        let pairs = self.with_be.iter().zip(&self.without_be);
+        let differences: Vec<f64> = pairs.map(|(with, without)| share(with) - share(without)).collect();
+        // A rounding error less: the order that was is one of them.
+        let seen = differences.iter().sum::<f64>() - 1e-9;
+        let orders = 1_u32 << differences.len();
+        let sum = |order: u32| -> f64 {
+            let signed = differences.iter().enumerate();
+            signed
+                .map(|(pair, difference)| if order >> pair & 1 == 1 { -difference } else { *difference })
+                .sum()
+        };
+        (0..orders).filter(|order| sum(*order) >= seen).count() as f64 / f64::from(orders)
     }
 
     /// xorshift64 (G. Marsaglia, 2003): the order need not be unpredictable, only unrelated to the load.
@@ -280,6 +316,31 @@ mod tests {
             if !stopped && ran % 8 == 3 { 50 } else { 0 }
         });
         assert!(matches!(verdict, Step::Helps(_)), "{verdict:?}");
+    }
+
+    #[test]
+    fn stalls_of_all_lengths_prove_something_if_they_come_only_beside_be() {
+        // A small one in each window, a large one in every fourth.
+        let mut ran = 0;
+        let (verdict, ticks, _) = run(|stopped, _| {
+            ran += u32::from(!stopped);
+            match (stopped, ran % 16) {
+                (false, 6) => 100,
+                (false, 2 | 10 | 14) => 8,
+                _ => 0,
+            }
+        });
+        let Step::Helps(effect) = verdict else { panic!("{verdict:?}") };
+        assert!(effect.z() < 3.0 && effect.chance.is_some_and(|chance| chance <= 0.005), "{effect:?}");
+        assert!((8 * 8..10 * 8).contains(&ticks), "{ticks}");
+        // As many beside BE as without it: chance.
+        let mut ran = [0; 2];
+        let (verdict, ..) = run(|stopped, _| {
+            let ran = &mut ran[usize::from(stopped)];
+            *ran += 1;
+            if *ran % 12 == if stopped { 9 } else { 3 } { 60 } else { 0 }
+        });
+        assert!(matches!(verdict, Step::NoHelp(_)), "{verdict:?}");
     }
 
     #[test]
