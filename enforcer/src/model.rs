@@ -35,6 +35,7 @@ impl Snapshot {
     pub fn group(&self, id: GroupId) -> &GroupSnapshot {
         static NOTHING: GroupSnapshot = GroupSnapshot {
             cpu_cores: None,
+            cpu_waits: None,
             requests: None,
             in_flight: None,
             waits: None,
@@ -76,6 +77,9 @@ pub enum Culprit {
 pub struct GroupSnapshot {
     /// CPUs' worth of time used. `None`: no cgroup of the group exists, or none could be given a slot.
     pub cpu_cores: Option<f64>,
+    /// Tasks that waited for a CPU, on average; a wait counts when it ends. `None`: as above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_waits: Option<f64>,
     /// Requests answered or overdue, and how many of them slower than the objective. `None`: not measured, or nothing
     /// promised.
     pub requests: Option<Tally>,

@@ -448,7 +448,7 @@ impl Meter {
         into.groups.resize(self.groups.end(), GroupSnapshot::default());
         for (id, group) in self.groups.iter().filter(|(_, group)| !group.slots.is_empty()) {
             let snapshot = &mut into.groups[id.0];
-            snapshot.cpu_cores = Some(0.0);
+            (snapshot.cpu_cores, snapshot.cpu_waits) = (Some(0.0), Some(0.0));
             snapshot.waits = group.slo.run_queue_wait_p99.map(|_| Tally::default());
         }
         self.counters.running(&mut self.running);
@@ -498,8 +498,9 @@ impl Meter {
         let id = counted.directory.group;
         let (group, snapshot) = (&mut self.groups[id], &mut into.groups[id.0]);
         let new = counted.read(&self.counters, &self.running, now);
-        *snapshot.cpu_cores.get_or_insert_default() +=
-            new.on_cpu_ns as f64 / (elapsed.as_nanos() as f64).max(1.0);
+        let elapsed_ns = (elapsed.as_nanos() as f64).max(1.0);
+        *snapshot.cpu_cores.get_or_insert_default() += new.on_cpu_ns as f64 / elapsed_ns;
+        *snapshot.cpu_waits.get_or_insert_default() += new.wait_ns as f64 / elapsed_ns;
         if group.class == Class::BE {
             self.stretch.be_ran(Duration::from_nanos(new.on_cpu_ns));
         }

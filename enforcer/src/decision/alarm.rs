@@ -33,6 +33,8 @@ const SUDDEN_THRESHOLD: f64 = 7.0;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Alarm {
     evidence: f64,
+    /// What was heard since there has been any.
+    rising: Tally,
     /// Evidence that may still be added at once.
     room: f64,
     /// Went off, and the evidence has not vanished since.
@@ -51,6 +53,7 @@ impl Alarm {
         let step = evidence(tally, TOO_MUCH).min(self.room);
         self.room -= step.max(0.0);
         self.evidence = (self.evidence + step).clamp(0.0, THRESHOLD);
+        self.rising = if self.evidence > 0.0 { self.rising + tally } else { Tally::default() };
         if self.on {
             self.on_for += elapsed;
             self.heard += tally.total;
@@ -78,6 +81,11 @@ impl Alarm {
     /// Whether slow ones came thick just now.
     pub const fn is_sudden(self) -> bool {
         self.sudden >= SUDDEN_THRESHOLD
+    }
+
+    /// The slow share that it goes off for.
+    pub fn slow_share(self) -> Option<f64> {
+        if self.incidents.are_too_many() { self.incidents.slow_share() } else { self.rising.share() }
     }
 
     /// Forgets the evidence, because conditions changed.
@@ -109,6 +117,15 @@ mod tests {
     fn five_percent_slow_raise_the_alarm_within_four_observations() {
         assert_eq!(observations_until_alarm(std::iter::repeat_n(5, 100)), Some(2));
         assert_eq!(observations_until_alarm([7, 2, 5, 4, 6].into_iter()), Some(3));
+    }
+
+    #[test]
+    fn the_share_that_it_goes_off_for_is_that_since_the_trouble_began() {
+        let mut alarm = Alarm::default();
+        for slow in [0, 0, 0, 0, 0, 5, 5, 5] {
+            alarm.observe(Tally { total: 100, slow }, STRETCH);
+        }
+        assert!(alarm.is_on() && alarm.slow_share() == Some(0.05), "{alarm:?}");
     }
 
     #[test]

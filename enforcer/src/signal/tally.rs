@@ -60,10 +60,17 @@ impl Tally {
     }
 }
 
+impl std::ops::Add for Tally {
+    type Output = Self;
+
+    fn add(self, more: Self) -> Self {
+        Self { total: self.total + more.total, slow: self.slow + more.slow }
+    }
+}
+
 impl std::ops::AddAssign for Tally {
     fn add_assign(&mut self, more: Self) {
-        self.total += more.total;
-        self.slow += more.slow;
+        *self = *self + more;
     }
 }
 

@@ -31,6 +31,8 @@ const NEARLY: f64 = 0.8;
 const RUNS_CORES: f64 = 0.02;
 /// Averages of usage forget with this time constant, demand with the longer one.
 const AVERAGE: Duration = Duration::from_secs(1);
+/// Waits count when they end, and those of BE that yields may be long.
+const WAITS_FADE: Duration = Duration::from_secs(5);
 const DEMAND_FADES: Duration = Duration::from_secs(20);
 
 /// A BE group and what it is known to want.
@@ -44,6 +46,8 @@ pub struct BeGroup {
     levers: Levers,
     /// CPUs used, averaged.
     pub usage: f64,
+    /// Tasks that waited for one, averaged.
+    waits: f64,
     /// CPUs that it uses when nothing limits it, as last seen.
     pub demand: f64,
     /// Memory that it used when nothing limited that, as last seen.
@@ -59,6 +63,7 @@ impl BeGroup {
             exists: false,
             levers: Levers::default(),
             usage: 0.0,
+            waits: 0.0,
             demand: 0.0,
             memory_wanted: None,
         }
@@ -74,6 +79,7 @@ impl BeGroup {
         self.levers = group.levers;
         let cores = group.cpu_cores.unwrap_or_default();
         self.usage = averaged(self.usage, cores, elapsed, AVERAGE);
+        self.waits = averaged(self.waits, group.cpu_waits.unwrap_or_default(), elapsed, WAITS_FADE);
         if restraint.memory_high.is_none() {
             self.memory_wanted = group.memory_bytes;
         }
@@ -105,9 +111,10 @@ impl BeGroup {
         self.exists && self.has(Lever::Idle)
     }
 
-    /// Has less than its floor although it wants as much.
+    /// Has less than its floor although it wants as much: for all that it lacks, it waited.
     pub fn is_below_floor(&self) -> bool {
-        self.usage < self.floor.cores().min(self.demand) * NEARLY
+        let wanted = self.floor.cores().min(self.demand);
+        self.usage < wanted * NEARLY && self.waits > wanted - self.usage
     }
 
     fn floor_kept(&self) -> f64 {

@@ -100,7 +100,7 @@ struct Trying {
     /// The squeeze that is to be verified.
     proven: Option<Squeeze>,
     /// BE that is not stopped yields.
-    yields: bool,
+    yields: Option<Yielding>,
 }
 
 impl Governor {
@@ -197,7 +197,7 @@ impl Governor {
         }
         self.phase = match std::mem::replace(&mut self.phase, Phase::Free) {
             Phase::Free => self.look_for_trouble(),
-            Phase::Yielding(yielding) => self.go_on_yielding(yielding),
+            Phase::Yielding(yielding) => self.go_on_yielding(yielding, node, spoilt),
             Phase::Trying(trying) => self.go_on_trying(trying, node, spoilt),
             Phase::Squeeze(squeeze) => self.go_on_squeezing(squeeze, node, spoilt),
         };
@@ -245,7 +245,7 @@ impl Governor {
         let objective = &self.objectives[&watched];
         let alarm = objective.alarm;
         let waits = objective.waits_for_retry(self.taken_at, self.be_cores());
-        let may_suspect = self.may_suspect(watched);
+        let may_suspect = self.may_suspect(watched, false);
         if may_suspect && let Some(squeeze) = self.blame(watched) {
             return Some(Phase::Squeeze(squeeze));
         }
@@ -259,17 +259,14 @@ impl Governor {
         if may_suspect && let Some(phase) = self.let_yield(watched) {
             return Some(phase);
         }
-        if waits { None } else { self.try_without_be(watched, false) }
+        if waits { None } else { self.try_without_be(watched, None) }
     }
 
-    /// Whether BE may be suspected: a trial without effect speaks for it, for a while. One in which the objective was met says
-    /// nothing of what changed since, and one that could not tell says nothing at all.
-    fn may_suspect(&self, watched: Objective) -> bool {
+    /// Whether BE, which yields or does not, may be suspected: a trial without effect speaks for it, for a while.
+    fn may_suspect(&self, watched: Objective, yields: bool) -> bool {
         let objective = &self.objectives[&watched];
         !objective.waits_for_retry(self.taken_at, self.be_cores())
-            || objective
-                .retry()
-                .is_some_and(|retry| retry.effect.is_met_with_be() || retry.effect.is_undecided())
+            || objective.retry().is_some_and(|retry| !retry.speaks_for_be(yields))
     }
 
     /// BE makes room where others want the CPU: no proof is needed for what costs it so little.
@@ -283,21 +280,20 @@ impl Governor {
         if !is_about_cpus || !can_yield || !objective.yielding.is_promising(now) {
             return None;
         }
+        let before = objective.alarm.slow_share();
         self.reset_alarms();
-        Some(self.begin_yielding(watched, cause))
-    }
-
-    fn begin_yielding(&mut self, watched: Objective, cause: Cause) -> Phase {
-        let now = self.taken_at;
         let until = self.watched_mut(watched).yielding.begin(now);
-        Phase::Yielding(Yielding { watched, cause, until, starved_since: None })
+        Some(Phase::Yielding(Yielding::begin(now, watched, cause, before, until)))
     }
 
-    fn go_on_yielding(&mut self, mut yielding: Yielding) -> Phase {
+    fn go_on_yielding(&mut self, mut yielding: Yielding, node: &Snapshot, spoilt: bool) -> Phase {
         let (now, watched) = (self.taken_at, yielding.watched);
+        if let Some(tally) = self.objectives[&watched].tally(node).filter(|_| !spoilt) {
+            yielding.observe(now, tally);
+        }
         let in_trouble = self.in_trouble();
         for &objective in &in_trouble {
-            if self.may_suspect(objective)
+            if self.may_suspect(objective, true)
                 && let Some(squeeze) = self.blame(objective)
             {
                 return Phase::Squeeze(squeeze.beside_yielding(true));
@@ -307,11 +303,17 @@ impl Governor {
         if !self.be.values().any(BeGroup::can_yield) || now >= objective.heard_at + SILENCE {
             return Phase::Free;
         }
-        if now >= yielding.until && !objective.alarm.is_on() {
+        if now >= yielding.until {
+            let is_met = !objective.alarm.is_on();
             let objective = self.watched_mut(watched);
-            objective.yielding.helped(now);
-            // What a trial said then, it said of BE that yields.
-            objective.helped();
+            objective.yielding.ended(now);
+            if is_met {
+                objective.yielding.helped();
+                // What a trial said then, it said of BE that yields.
+                objective.helped();
+            }
+            // What comes now shows whether it is still needed, and for how much.
+            self.reset_alarms();
             return Phase::Free;
         }
         let is_below_floor = self.be.values().any(|be| be.can_yield() && be.is_below_floor());
@@ -327,8 +329,8 @@ impl Governor {
         let Some(missed) = in_trouble.iter().find(is_not_enough).copied() else {
             return Phase::Yielding(yielding);
         };
-        self.watched_mut(missed).yielding.was_in_vain(now);
-        self.remember(missed).or_else(|| self.try_without_be(missed, true)).unwrap_or(Phase::Free)
+        let more = self.remember(missed).or_else(|| self.try_without_be(missed, Some(yielding)));
+        more.unwrap_or(Phase::Yielding(yielding))
     }
 
     /// The kernel itself saw what BE did while the victim waited: no trial is needed.
@@ -400,7 +402,7 @@ impl Governor {
 
     /// Who is to be tried: what runs, one workload after the other, the likeliest first, then all of them. `yields`: BE that
     /// is not stopped.
-    fn try_without_be(&self, watched: Objective, yields: bool) -> Option<Phase> {
+    fn try_without_be(&self, watched: Objective, yields: Option<Yielding>) -> Option<Phase> {
         let objective = &self.objectives[&watched];
         let running = || self.be.values().filter(|be| be.runs() && be.has(Lever::Quota));
         let mut workloads: BTreeMap<&str, (f64, Vec<GroupId>)> = BTreeMap::new();
@@ -418,7 +420,12 @@ impl Governor {
         self.try_next(watched, next, yields)
     }
 
-    fn try_next(&self, watched: Objective, mut next: Vec<Vec<GroupId>>, yields: bool) -> Option<Phase> {
+    fn try_next(
+        &self,
+        watched: Objective,
+        mut next: Vec<Vec<GroupId>>,
+        yields: Option<Yielding>,
+    ) -> Option<Phase> {
         let who = next.pop()?;
         Some(Phase::Trying(Trying { yields, ..self.trying(watched, who, next, None) }))
     }
@@ -433,7 +440,7 @@ impl Governor {
         let now = self.taken_at;
         let seed = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let trial = Trial::start(now, self.objectives[&watched].rate_hz, seed);
-        Trying { trial, watched, who, ran_at: now, next, proven, yields: false }
+        Trying { trial, watched, who, ran_at: now, next, proven, yields: None }
     }
 
     fn go_on_trying(&mut self, mut trying: Trying, node: &Snapshot, spoilt: bool) -> Phase {
@@ -450,15 +457,14 @@ impl Governor {
                 self.reset_alarms();
                 trying.proven.map_or(Phase::Free, |squeeze| self.release(squeeze))
             }
-            // It is enough that BE yields.
-            Step::Met(effect) if trying.yields => self.yield_on(watched, effect, true),
-            Step::Met(effect) => {
-                self.did_not_help(watched, effect);
-                trying.proven.map_or(Phase::Free, |mut squeeze| {
+            Step::Met(effect) => match trying.proven {
+                Some(mut squeeze) => {
+                    self.did_not_help(watched, effect, false);
                     squeeze.hold.allow_all();
                     self.release(squeeze)
-                })
-            }
+                }
+                None => self.spare(watched, effect, trying.yields),
+            },
             Step::NoHelp(effect) => {
                 if let Some(phase) = self.try_next(watched, trying.next, trying.yields) {
                     return phase;
@@ -470,13 +476,12 @@ impl Governor {
                             self.reset_alarms();
                             Phase::Squeeze(squeeze.undecided(now))
                         }
-                        None => self.yield_on(watched, effect, trying.yields),
+                        None => self.spare(watched, effect, trying.yields),
                     };
                 }
-                self.did_not_help(watched, effect);
                 let victim = &self.objectives[&watched].workload;
                 self.learned.retain(|learned| !learned.is_of(victim, watched.signal));
-                Phase::Free
+                self.spare(watched, effect, trying.yields)
             }
             Step::Helps(effect) => {
                 self.watched_mut(watched).helped();
@@ -486,7 +491,7 @@ impl Governor {
                     return Phase::Squeeze(squeeze.proven_again(now, proof));
                 }
                 let squeeze = self.squeeze(watched, trying.who, proof, first_share(effect));
-                Phase::Squeeze(squeeze.beside_yielding(trying.yields))
+                Phase::Squeeze(squeeze.beside_yielding(trying.yields.is_some()))
             }
         }
     }
@@ -515,19 +520,24 @@ impl Governor {
         Phase::Squeeze(squeeze)
     }
 
-    /// BE goes on yielding after a trial that proved nothing, if it did; unless that has been in vain before.
-    fn yield_on(&mut self, watched: Objective, effect: Effect, yields: bool) -> Phase {
-        let (cause, _) = self.objectives[&watched].cause(|group| self.class(group));
-        self.did_not_help(watched, effect);
-        if !yields || self.objectives[&watched].yielding.is_hopeless() {
-            return Phase::Free;
+    /// A trial proved nothing against BE. If it yielded, it goes on where that has been of use.
+    fn spare(&mut self, watched: Objective, effect: Effect, yields: Option<Yielding>) -> Phase {
+        let now = self.taken_at;
+        self.did_not_help(watched, effect, yields.is_some());
+        let Some(yielding) = yields else { return Phase::Free };
+        let experience = &mut self.watched_mut(yielding.watched).yielding;
+        if yielding.has_helped(watched, effect) {
+            experience.helped();
+            Phase::Yielding(yielding)
+        } else {
+            experience.was_in_vain(now);
+            Phase::Free
         }
-        self.begin_yielding(watched, cause)
     }
 
-    fn did_not_help(&mut self, watched: Objective, effect: Effect) {
+    fn did_not_help(&mut self, watched: Objective, effect: Effect, yielded: bool) {
         let (now, be_cores) = (self.taken_at, self.be_wants());
-        self.watched_mut(watched).did_not_help(now, effect, be_cores);
+        self.watched_mut(watched).did_not_help(now, effect, yielded, be_cores);
         self.reset_alarms();
     }
 
@@ -566,7 +576,7 @@ impl Governor {
             Phase::Free => {}
             Phase::Yielding(_) => self.plan.restraints.extend(yielding(&self.be)),
             Phase::Trying(Trying { trial, who, yields, .. }) => {
-                if *yields {
+                if yields.is_some() {
                     self.plan.restraints.extend(yielding(&self.be));
                 }
                 if trial.stops_be() {

@@ -597,14 +597,15 @@ fn stalls_that_be_has_no_part_in_do_not_make_it_yield_for_ever() {
     assert!((1..12_000 / 3).contains(&yielded), "{yielded} of 12,000 ticks");
 }
 
-#[test]
-fn be_that_yields_to_too_many_gets_its_floor_back() {
+/// Ticks of thirty seconds in which BE yields, which then uses `cores` while so many of its tasks wait, and trouble is over.
+fn yields_with(cores: f64, cpu_waits: f64) -> u32 {
     let mut governor = governor(&groups(1), Mode::Enforce);
     let idle = GroupSnapshot { levers: batch(WANTS_CORES).levers.with(Lever::Idle), ..batch(WANTS_CORES) };
     let mut yielded = 0;
     let mut yields = false;
     for tick in 1..=300 {
-        let be = GroupSnapshot { cpu_cores: Some(if yields { 0.01 } else { WANTS_CORES }), ..idle };
+        let (cores, waits) = if yields { (cores, cpu_waits) } else { (WANTS_CORES, 0.1) };
+        let be = GroupSnapshot { cpu_cores: Some(cores), cpu_waits: Some(waits), ..idle };
         let plan = governor.decide(&Snapshot {
             taken_at: TICK * tick,
             steal: Some(0.0),
@@ -614,7 +615,31 @@ fn be_that_yields_to_too_many_gets_its_floor_back() {
         yields = plan.reason.label() == "yield";
         yielded += u32::from(yields);
     }
+    yielded
+}
+
+#[test]
+fn be_that_yields_to_too_many_gets_its_floor_back() {
+    let yielded = yields_with(0.01, 2.0);
     assert!((50..100).contains(&yielded), "{yielded} ticks");
+}
+
+#[test]
+fn be_that_has_nothing_to_do_goes_on_yielding() {
+    let yielded = yields_with(0.01, 0.002);
+    assert!(yielded > 250, "{yielded} ticks");
+}
+
+#[test]
+fn yielding_goes_on_where_it_has_mended_most() {
+    // A fifth of the stalls are the host's own, which is four times what is allowed.
+    let plans = yields(300, |tick, restraint| {
+        let stalls = if restraint.idle { 25 } else { 5 };
+        if tick % stalls == 0 { 100 } else { 0 }
+    });
+    let free = |plan: &&Plan| plan.restraints.is_empty();
+    assert!(labels(&plans).contains(&"trial"), "{:?}", labels(&plans));
+    assert!(plans.iter().filter(free).count() <= 3, "{:?}", labels(&plans));
 }
 
 #[test]

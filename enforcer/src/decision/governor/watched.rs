@@ -58,6 +58,8 @@ pub struct Watched {
 pub struct Retry {
     pub at: Duration,
     pub effect: Effect,
+    /// BE yielded meanwhile.
+    yielded: bool,
     after: Duration,
     be_cores: f64,
 }
@@ -170,12 +172,21 @@ impl Watched {
         self.retry.is_some_and(|retry| now < retry.at && be_cores < retry.be_cores * BE_GREW + BE_GREW_MIN)
     }
 
-    pub fn did_not_help(&mut self, now: Duration, effect: Effect, be_cores: f64) {
+    /// Stopping BE, which yielded or not, did not help.
+    pub fn did_not_help(&mut self, now: Duration, effect: Effect, yielded: bool, be_cores: f64) {
         let after = self.retry.map_or(RETRY_MIN, |retry| (retry.after * 2).min(RETRY_MAX));
-        self.retry = Some(Retry { at: now + after, after, effect, be_cores });
+        self.retry = Some(Retry { at: now + after, effect, yielded, after, be_cores });
     }
 
     pub const fn helped(&mut self) {
         self.retry = None;
+    }
+}
+
+impl Retry {
+    /// Whether it speaks for BE that yields now, or does not. One in which the objective was met says nothing of what changed
+    /// since, one that could not tell says nothing at all, and BE that yielded shows nothing of what it does otherwise.
+    pub fn speaks_for_be(self, yields: bool) -> bool {
+        !self.effect.is_met_with_be() && !self.effect.is_undecided() && (yields || !self.yielded)
     }
 }

@@ -7,7 +7,10 @@
 
 use std::time::Duration;
 
-use crate::decision::{cause::Cause, plan::Objective};
+use crate::{
+    decision::{cause::Cause, plan::Objective, trial::Effect},
+    signal::tally::{ALLOWED, Tally},
+};
 
 /// How long BE yields; doubled each time the trouble comes back soon.
 const YIELDS_MIN: Duration = Duration::from_mins(1);
@@ -19,6 +22,11 @@ const IN_VAIN_MIN: Duration = Duration::from_mins(1);
 const IN_VAIN_MAX: Duration = Duration::from_mins(30);
 /// A floor is a mean over some ten seconds.
 const STARVES: Duration = Duration::from_secs(5);
+/// It has helped if no more than this part of the slow share is left.
+const HELPED: f64 = 0.5;
+/// What it does takes a moment to show, and what was seen long ago loses half its weight.
+const SETTLE: Duration = Duration::from_secs(1);
+const FADE: Duration = Duration::from_secs(30);
 
 /// All BE that can yields, for the sake of one objective.
 #[derive(Clone, Copy, Debug)]
@@ -27,11 +35,56 @@ pub struct Yielding {
     /// What it seemed to suffer from when this began.
     pub cause: Cause,
     pub until: Duration,
+    /// The slow share that it began for.
+    before: Option<f64>,
+    /// What was counted since.
+    since: Tally,
+    counts_from: Duration,
+    fades_at: Duration,
     /// Since when BE has had less than its floor, that yields to too many.
-    pub starved_since: Option<Duration>,
+    starved_since: Option<Duration>,
 }
 
 impl Yielding {
+    /// Begins now, because of a slow share of `before`, unless nothing was heard.
+    pub fn begin(
+        now: Duration,
+        watched: Objective,
+        cause: Cause,
+        before: Option<f64>,
+        until: Duration,
+    ) -> Self {
+        Self {
+            watched,
+            cause,
+            until,
+            before,
+            since: Tally::default(),
+            counts_from: now + SETTLE,
+            fades_at: now + FADE,
+            starved_since: None,
+        }
+    }
+
+    /// Takes in what was counted while BE yielded.
+    pub fn observe(&mut self, now: Duration, tally: Tally) {
+        if now < self.counts_from {
+            return;
+        }
+        if now >= self.fades_at {
+            self.fades_at = now + FADE;
+            self.since = Tally { total: self.since.total / 2, slow: self.since.slow / 2 };
+        }
+        self.since += tally;
+    }
+
+    /// Whether it has helped, after a trial for some objective in which BE that was not stopped yielded.
+    pub fn has_helped(&self, watched: Objective, effect: Effect) -> bool {
+        let seen = if watched == self.watched { self.since + effect.with_be } else { self.since };
+        let much = self.before.map_or(ALLOWED, |before| ALLOWED.max(HELPED * before));
+        seen.share().is_some_and(|share| share <= much)
+    }
+
     /// Takes note of whether BE has less than its floor. Whether it has had for too long.
     pub fn starves(&mut self, now: Duration, is_below_floor: bool) -> bool {
         self.starved_since = is_below_floor.then(|| self.starved_since.unwrap_or(now));
@@ -62,17 +115,17 @@ impl Experience {
         self.ended_at
     }
 
-    /// It was enough.
-    pub const fn helped(&mut self, now: Duration) {
-        (self.ended_at, self.in_vain_for, self.not_before) = (now, Duration::ZERO, Duration::ZERO);
+    /// Its time was up.
+    pub const fn ended(&mut self, now: Duration) {
+        self.ended_at = now;
     }
 
-    /// It was in vain more than once: what it is for has other reasons, or needs more.
-    pub fn is_hopeless(&self) -> bool {
-        self.in_vain_for > IN_VAIN_MIN
+    /// It was of use.
+    pub const fn helped(&mut self) {
+        (self.in_vain_for, self.not_before) = (Duration::ZERO, Duration::ZERO);
     }
 
-    /// It was not enough.
+    /// It was of no use, or too dear.
     pub fn was_in_vain(&mut self, now: Duration) {
         self.in_vain_for = (self.in_vain_for * 2).clamp(IN_VAIN_MIN, IN_VAIN_MAX);
         self.not_before = now + self.in_vain_for;
@@ -94,7 +147,7 @@ mod tests {
         for pause in [SECOND * 10, SECOND * 10, SECOND * 1_000, SECOND * 10] {
             let until = experience.begin(now);
             lasted.push(until.saturating_sub(now).as_secs());
-            experience.helped(until);
+            experience.ended(until);
             now = until + pause;
         }
         assert_eq!(lasted, [60, 120, 240, 60]);
