@@ -111,12 +111,6 @@ impl BeGroup {
         self.exists && self.has(Lever::Idle)
     }
 
-    /// Has less than its floor although it wants as much: for all that it lacks, it waited.
-    pub fn is_below_floor(&self) -> bool {
-        let wanted = self.floor.cores().min(self.demand);
-        self.usage < wanted * NEARLY && self.waits > wanted - self.usage
-    }
-
     fn floor_kept(&self) -> f64 {
         self.floor.cores() * FLOOR_MARGIN
     }
@@ -150,6 +144,18 @@ impl BeGroup {
         let period_us = if cause == Cause::BeCpu { CPU_PERIOD_US.max(least_us) } else { PERIOD_US };
         Some(CpuLimit::of(mean, period_us))
     }
+}
+
+/// Whether these groups together have less than their floors although they want as much: for all that they lack, they waited.
+/// Together, because a group that has little to do waits as well, now and then, and among those that yield, CPUs are shared.
+pub fn are_below_floors<'a>(groups: impl Iterator<Item = &'a BeGroup>) -> bool {
+    let (mut usage, mut wanted, mut waits) = (0.0, 0.0, 0.0);
+    for group in groups {
+        usage += group.usage;
+        wanted += group.floor.cores().min(group.demand);
+        waits += group.waits;
+    }
+    usage < wanted * NEARLY && waits > wanted - usage
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, which is meant")]

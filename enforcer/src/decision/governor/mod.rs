@@ -1,6 +1,7 @@
 //! The order of alarm, cause, yielding, trial and hold.
 
 mod be;
+mod outcome;
 mod squeeze;
 mod watched;
 mod yielding;
@@ -10,21 +11,16 @@ use std::{
     time::Duration,
 };
 
-use self::{
-    be::{BeGroup, STOPPED},
-    squeeze::Squeeze,
-    watched::Watched,
-    yielding::Yielding,
-};
+use self::{be::BeGroup, squeeze::Squeeze, watched::Watched, yielding::Yielding};
 use super::{
     bands::Bands,
-    cause::{Cause, STEAL_MAX, Verdict},
+    cause::{Cause, STEAL_MAX},
     hold::{self, Hold},
-    plan::{Objective, Plan, Proof, Reason},
+    plan::{Objective, Plan, Proof},
     trial::{Effect, Step, Trial},
 };
 use crate::{
-    model::{GroupId, Lever, Restraint, Signal, Snapshot},
+    model::{GroupId, Lever, Signal, Snapshot},
     policy::{Class, Group},
     signal::tally::ALLOWED,
 };
@@ -38,8 +34,6 @@ const AIM: f64 = 0.7;
 const FIRST_SHARE_MAX: f64 = 0.6;
 /// Of the memory that may be taken from BE, it keeps so much at first.
 const MEMORY_FIRST: f64 = 0.5;
-/// BE that uses less than this part of what a rule leaves it needs no limit.
-const NEARLY: f64 = 0.8;
 /// So many BE workloads are tried one by one before all together.
 const SINGLES_MAX: usize = 3;
 
@@ -176,6 +170,10 @@ impl Governor {
             Phase::Trying(Trying { watched, proven, .. }) if watched == objective => {
                 proven.map_or(Phase::Free, |squeeze| self.release(squeeze))
             }
+            Phase::Trying(trying) => {
+                let yields = trying.yields.filter(|yielding| yielding.watched != objective);
+                Phase::Trying(Trying { yields, ..trying })
+            }
             Phase::Squeeze(squeeze) if squeeze.watched == objective => self.release(squeeze),
             Phase::Yielding(yielding) if yielding.watched == objective => Phase::Free,
             phase => phase,
@@ -253,8 +251,8 @@ impl Governor {
         if !alarm.lasts() || !self.be_runs() {
             return None;
         }
-        if !waits && let Some(phase) = self.remember(watched) {
-            return Some(phase);
+        if !waits && let Some(squeeze) = self.remember(watched) {
+            return Some(Phase::Squeeze(squeeze));
         }
         if may_suspect && let Some(phase) = self.let_yield(watched) {
             return Some(phase);
@@ -316,8 +314,8 @@ impl Governor {
             self.reset_alarms();
             return Phase::Free;
         }
-        let is_below_floor = self.be.values().any(|be| be.can_yield() && be.is_below_floor());
-        if yielding.starves(now, is_below_floor) {
+        let below_floors = be::are_below_floors(self.be.values().filter(|be| be.can_yield()));
+        if yielding.starves(now, below_floors) {
             self.watched_mut(watched).yielding.was_in_vain(now);
             self.reset_alarms();
             return Phase::Free;
@@ -329,8 +327,10 @@ impl Governor {
         let Some(missed) = in_trouble.iter().find(is_not_enough).copied() else {
             return Phase::Yielding(yielding);
         };
-        let more = self.remember(missed).or_else(|| self.try_without_be(missed, Some(yielding)));
-        more.unwrap_or(Phase::Yielding(yielding))
+        if let Some(squeeze) = self.remember(missed) {
+            return Phase::Squeeze(squeeze.beside_yielding(true));
+        }
+        self.try_without_be(missed, Some(yielding)).unwrap_or(Phase::Yielding(yielding))
     }
 
     /// The kernel itself saw what BE did while the victim waited: no trial is needed.
@@ -356,7 +356,7 @@ impl Governor {
     }
 
     /// BE that was proven to be the cause lately, and runs, need not be tried again.
-    fn remember(&mut self, watched: Objective) -> Option<Phase> {
+    fn remember(&mut self, watched: Objective) -> Option<Squeeze> {
         let now = self.taken_at;
         let victim = &self.objectives[&watched].workload;
         let found = self.learned.iter().find_map(|learned| {
@@ -365,7 +365,7 @@ impl Governor {
             who.iter().any(|id| self.be[id].runs()).then_some(who)
         });
         let squeeze = self.squeeze(watched, found?, Proof::Remembered, 0.0);
-        Some(Phase::Squeeze(squeeze.frozen_at_the_floor(now)))
+        Some(squeeze.frozen_at_the_floor(now))
     }
 
     /// The groups of these workloads.
@@ -565,124 +565,12 @@ impl Governor {
             watched.alarm.reset();
         }
     }
-
-    fn write_plan(&mut self, node: &Snapshot) {
-        let now = self.taken_at;
-        self.plan.reason = self.reason();
-        self.plan.restraints.clear();
-        self.plan.evict.clear();
-        self.plan.again_at = None;
-        match &self.phase {
-            Phase::Free => {}
-            Phase::Yielding(_) => self.plan.restraints.extend(yielding(&self.be)),
-            Phase::Trying(Trying { trial, who, yields, .. }) => {
-                if yields.is_some() {
-                    self.plan.restraints.extend(yielding(&self.be));
-                }
-                if trial.stops_be() {
-                    for be in who.iter().map(|id| &self.be[id]).filter(|be| be.exists) {
-                        self.plan.restraints.entry(be.id).or_default().quota = STOPPED.quota;
-                    }
-                }
-            }
-            Phase::Squeeze(squeeze) => {
-                if squeeze.others_yield {
-                    self.plan.restraints.extend(yielding(&self.be));
-                }
-                let existing = squeeze.who.iter().map(|id| &self.be[id]).filter(|be| be.exists);
-                for be in existing {
-                    let restraint = squeeze.restraint(now, be, self.cpus);
-                    if restraint != Restraint::default() {
-                        self.plan.restraints.insert(be.id, restraint);
-                    }
-                    if squeeze.evicts(now) {
-                        self.plan.evict.push(be.id);
-                    }
-                }
-                self.plan.again_at = squeeze.again_at(now);
-            }
-        }
-        if let Some(cores) = node.be_cores_max {
-            self.hold_within(cores);
-        }
-        self.write_verdicts();
-    }
-
-    /// All BE together gets no more than so many CPUs, each group in proportion to what it used and its floor.
-    fn hold_within(&mut self, cores: f64) {
-        if self.mode == Mode::Shadow || self.be_cores() < NEARLY * cores {
-            return;
-        }
-        let claims: f64 = self.be.values().filter(|be| be.runs()).map(BeGroup::claim).sum();
-        for be in self.be.values().filter(|be| be.runs() && be.has(Lever::Quota)) {
-            let quota = be.quota_of(cores * be.claim() / claims);
-            let restraint = self.plan.restraints.entry(be.id).or_default();
-            if restraint.cores().is_none_or(|held| quota.cores().is_some_and(|ours| ours < held)) {
-                restraint.quota = Some(quota);
-            }
-        }
-    }
-
-    fn write_verdicts(&mut self) {
-        let mut verdicts = std::mem::take(&mut self.plan.verdicts);
-        verdicts.clear();
-        for watched in self.objectives.values() {
-            let proven = match &self.phase {
-                // Cured, it shows nothing any more.
-                Phase::Squeeze(squeeze) if squeeze.watched == watched.objective => Some(squeeze.cause),
-                Phase::Yielding(yielding) if yielding.watched == watched.objective => Some(yielding.cause),
-                Phase::Trying(trying) if trying.watched == watched.objective => None,
-                _ if watched.alarm.is_on() => None,
-                _ => continue,
-            };
-            let (cause, evidence) = watched.cause(|group| self.class(group));
-            let cause = proven.unwrap_or(cause);
-            verdicts.push(Verdict { objective: watched.objective, cause, evidence });
-        }
-        self.plan.verdicts = verdicts;
-    }
-
-    fn reason(&self) -> Reason {
-        match &self.phase {
-            Phase::Free => self.why_free(),
-            Phase::Yielding(Yielding { watched, .. }) => Reason::Yield { objective: *watched },
-            Phase::Trying(Trying { watched, .. }) => Reason::Trial { objective: *watched },
-            Phase::Squeeze(squeeze) => Reason::Squeeze {
-                objective: squeeze.watched,
-                share: squeeze.hold.share(),
-                proof: squeeze.proof,
-            },
-        }
-    }
-
-    fn why_free(&self) -> Reason {
-        let Some(missed) = self.objectives.values().find(|watched| watched.alarm.is_on()) else {
-            return Reason::Met;
-        };
-        let objective = missed.objective;
-        let (cause, _) = missed.cause(|group| self.class(group));
-        match missed.retry() {
-            _ if !self.be_runs() => Reason::NoBe { objective },
-            _ if self.mode == Mode::Shadow => {
-                let takes_cores = self.be.values().map(BeGroup::above_floor).sum();
-                Reason::Shadow { objective, cause, takes_cores }
-            }
-            Some(retry) => Reason::NoHelp { objective, cause, effect: retry.effect, retry_at: retry.at },
-            None => Reason::Met,
-        }
-    }
 }
 
 impl Learned {
     fn is_of(&self, victim: &str, signal: Signal) -> bool {
         self.victim == victim && self.signal == signal
     }
-}
-
-/// What makes BE yield, group by group, where it can.
-fn yielding(be: &BTreeMap<GroupId, BeGroup>) -> impl Iterator<Item = (GroupId, Restraint)> {
-    let can = be.values().filter(|be| be.can_yield());
-    can.map(|be| (be.id, Restraint { idle: true, ..Restraint::default() }))
 }
 
 /// What BE may keep at first, by what stopping it showed. With long periods BE runs at full speed for its share of the

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::{
-    model::{Blame, CpuLimit, Culprit, GroupSnapshot, Learned, Levers},
+    decision::plan::Reason,
+    model::{Blame, CpuLimit, Culprit, GroupSnapshot, Learned, Levers, Restraint},
     policy::Slo,
     signal::tally::Tally,
     units::{Factor, MilliCores},
@@ -631,6 +632,26 @@ fn be_that_has_nothing_to_do_goes_on_yielding() {
 }
 
 #[test]
+fn a_pod_with_little_to_do_beside_a_busy_one_starves_nobody() {
+    let mut idle = BeGroup::new(GroupId(1), "driver".to_owned());
+    let mut busy = BeGroup::new(GroupId(2), "executor".to_owned());
+    for group in [&mut idle, &mut busy] {
+        group.set_floor(MilliCores::from_cores(FLOOR_CORES));
+    }
+    let mut observe = |cores: [f64; 2]| {
+        for (group, cores) in [&mut idle, &mut busy].into_iter().zip(cores) {
+            // Java has many threads.
+            let waited = GroupSnapshot { cpu_waits: Some(0.4), ..batch(cores) };
+            (0..50).for_each(|_| group.observe(&waited, TICK, Restraint::default()));
+        }
+        be::are_below_floors([&idle, &busy].into_iter())
+    };
+    assert!(!observe([0.9, 0.9]));
+    assert!(!observe([0.04, 0.8]));
+    assert!(observe([0.04, 0.04]));
+}
+
+#[test]
 fn yielding_goes_on_where_it_has_mended_most() {
     // A fifth of the stalls are the host's own, which is four times what is allowed.
     let plans = yields(300, |tick, restraint| {
@@ -640,6 +661,32 @@ fn yielding_goes_on_where_it_has_mended_most() {
     let free = |plan: &&Plan| plan.restraints.is_empty();
     assert!(labels(&plans).contains(&"trial"), "{:?}", labels(&plans));
     assert!(plans.iter().filter(free).count() <= 3, "{:?}", labels(&plans));
+}
+
+#[test]
+fn an_objective_that_is_given_up_takes_its_yielding_along_also_from_anothers_trial() {
+    let all = groups(1);
+    let slo = Slo { run_queue_wait_p99: Some(Duration::from_millis(1)), ..all[0].slo };
+    let mut governor = governor(&[Group { slo, ..all[0].clone() }, all[1].clone()], Mode::Enforce);
+    let idle = GroupSnapshot { levers: batch(WANTS_CORES).levers.with(Lever::Idle), ..batch(WANTS_CORES) };
+    let mut ticks = 0;
+    let mut run_until = |governor: &mut Governor, reason: &str, requests: u64, waits: u64| {
+        for _ in 0..100 {
+            ticks += 1;
+            let waits = Some(Tally { total: 100, slow: waits });
+            let groups = vec![GroupSnapshot { waits, ..web(100, requests) }, idle];
+            let taken_at = TICK * ticks;
+            let node = Snapshot { taken_at, steal: Some(0.0), groups, ..Snapshot::default() };
+            if governor.decide(&node).reason.label() == reason {
+                return;
+            }
+        }
+        panic!("no {reason}: {:?}", governor.plan);
+    };
+    run_until(&mut governor, "yield", 5, 0);
+    run_until(&mut governor, "trial", 0, 5);
+    governor.join(GroupId(0), &Group { slo: Slo { request_latency_p99: None, ..slo }, ..all[0].clone() });
+    run_until(&mut governor, "no_help", 0, 5);
 }
 
 #[test]

@@ -41,7 +41,7 @@ pub struct Yielding {
     since: Tally,
     counts_from: Duration,
     fades_at: Duration,
-    /// Since when BE has had less than its floor, that yields to too many.
+    /// Since when BE, which yields to too many, has had less than its floors.
     starved_since: Option<Duration>,
 }
 
@@ -85,9 +85,9 @@ impl Yielding {
         seen.share().is_some_and(|share| share <= much)
     }
 
-    /// Takes note of whether BE has less than its floor. Whether it has had for too long.
-    pub fn starves(&mut self, now: Duration, is_below_floor: bool) -> bool {
-        self.starved_since = is_below_floor.then(|| self.starved_since.unwrap_or(now));
+    /// Takes note of whether BE has less than its floors. Whether it has had for too long.
+    pub fn starves(&mut self, now: Duration, below_floors: bool) -> bool {
+        self.starved_since = below_floors.then(|| self.starved_since.unwrap_or(now));
         self.starved_since.is_some_and(|since| now >= since + STARVES)
     }
 }
