@@ -18,9 +18,11 @@ const SETTLE: Duration = Duration::from_millis(300);
 const RAISE_AFTER: Duration = Duration::from_secs(1);
 /// Evidence older than this says little about now: it loses half its weight.
 const FADE: Duration = Duration::from_secs(10);
-/// A moment, and standard deviations by which moments must be too bad: some four of them.
+/// A moment, and standard deviations by which moments must be too bad: some four of them. Stalls may be seconds apart, so
+/// moments fade as slowly as they do in what raises the alarm.
 const MOMENT: Duration = Duration::from_millis(100);
 const Z_MOMENTS: f64 = 2.0;
+const MOMENTS_FADE: Duration = Duration::from_secs(30);
 /// Smallest change of the share; below it there is the floor.
 const STEP_MIN: f64 = 0.05;
 /// A share is raised by half, or this if that is more.
@@ -114,7 +116,7 @@ impl Hold {
         for (objective, tally) in tallies {
             let evidence = self.evidence.entry(objective).or_default();
             evidence.tally += tally;
-            evidence.moments.observe(tally, elapsed, MOMENT, |elapsed| kept(elapsed, FADE));
+            evidence.moments.observe(tally, elapsed, MOMENT, |elapsed| kept(elapsed, MOMENTS_FADE));
         }
         if now >= self.fades_at {
             self.fades_at = now + FADE;
@@ -252,6 +254,17 @@ mod tests {
             hold.observe(TICK * tick, 10_000.0, one(Tally { total: 1_000, slow }));
         }
         assert!(hold.share() < 0.1, "{}", hold.share());
+    }
+
+    #[test]
+    fn stalls_that_are_seconds_apart_fail_a_share_in_the_end() {
+        let mut hold = Hold::start(Duration::ZERO, Bands::default(), 1.0);
+        let failed = (1..600_u32).find(|&tick| {
+            let slow = if tick % 30 == 7 { 750 } else { 0 };
+            hold.observe(TICK * tick, 10_000.0, one(Tally { total: 1_000, slow }));
+            hold.share() < 1.0
+        });
+        assert!(failed.is_some_and(|tick| (90..400).contains(&tick)), "{failed:?}");
     }
 
     #[test]

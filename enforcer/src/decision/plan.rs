@@ -53,7 +53,7 @@ pub enum Reason {
     Met,
     /// Missed, but no BE group runs: it cannot be the cause.
     NoBe { objective: Objective },
-    /// Missed, but stopping BE was tried and did not help, or was not needed. Not tried again before `retry_at`.
+    /// Missed, but stopping BE was tried and did not help, was not needed, or could not tell. Not tried again before `retry_at`.
     NoHelp { objective: Objective, cause: Cause, effect: Effect, retry_at: Duration },
     /// Missed while BE runs, which yields: it runs only where nobody else wants the CPU. Nothing is proven yet.
     Yield { objective: Objective },

@@ -168,6 +168,7 @@ impl Trial {
         self.end_window();
         if self.is_second {
             self.pairs += 1;
+            self.effect.chance = None;
             if self.pairs >= PAIRS_MAX && self.effect.is_undecided() {
                 self.effect.chance = Some(self.chance());
             }

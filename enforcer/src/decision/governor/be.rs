@@ -84,7 +84,9 @@ impl BeGroup {
             self.memory_wanted = group.memory_bytes;
         }
         if restraint.quota.is_none() {
-            self.demand = averaged(self.demand, self.usage, elapsed, DEMAND_FADES).max(self.usage);
+            // One that yields may want more than it gets.
+            let faded = averaged(self.demand, self.usage, elapsed, DEMAND_FADES);
+            self.demand = self.usage.max(if restraint.idle { self.demand } else { faded });
         }
     }
 

@@ -152,7 +152,7 @@ impl Governor {
                 trying.next.iter_mut().for_each(others);
                 trying.next.retain(|who| !who.is_empty());
                 trying.proven.iter_mut().for_each(|squeeze| others(&mut squeeze.who));
-                if trying.who.is_empty() { Phase::Free } else { Phase::Trying(trying) }
+                if trying.who.is_empty() { trying.given_up() } else { Phase::Trying(trying) }
             }
             Phase::Squeeze(mut squeeze) => {
                 squeeze.who.retain(|other| *other != id);
@@ -166,16 +166,12 @@ impl Governor {
         if !self.objectives.contains_key(&objective) {
             return;
         }
-        self.phase = match std::mem::replace(&mut self.phase, Phase::Free) {
-            Phase::Trying(Trying { watched, proven, .. }) if watched == objective => {
-                proven.map_or(Phase::Free, |squeeze| self.release(squeeze))
+        self.phase = match std::mem::replace(&mut self.phase, Phase::Free).without(objective) {
+            Phase::Trying(Trying { watched, proven: Some(squeeze), .. }) if watched == objective => {
+                self.release(squeeze)
             }
-            Phase::Trying(trying) => {
-                let yields = trying.yields.filter(|yielding| yielding.watched != objective);
-                Phase::Trying(Trying { yields, ..trying })
-            }
+            Phase::Trying(trying) if trying.watched == objective => trying.given_up(),
             Phase::Squeeze(squeeze) if squeeze.watched == objective => self.release(squeeze),
-            Phase::Yielding(yielding) if yielding.watched == objective => Phase::Free,
             phase => phase,
         };
         self.objectives.remove(&objective);
@@ -242,7 +238,7 @@ impl Governor {
     fn react(&mut self, watched: Objective) -> Option<Phase> {
         let objective = &self.objectives[&watched];
         let alarm = objective.alarm;
-        let waits = objective.waits_for_retry(self.taken_at, self.be_cores());
+        let waits = objective.waits_for_retry(self.taken_at, self.be_cores(), false);
         let may_suspect = self.may_suspect(watched, false);
         if may_suspect && let Some(squeeze) = self.blame(watched) {
             return Some(Phase::Squeeze(squeeze));
@@ -263,8 +259,8 @@ impl Governor {
     /// Whether BE, which yields or does not, may be suspected: a trial without effect speaks for it, for a while.
     fn may_suspect(&self, watched: Objective, yields: bool) -> bool {
         let objective = &self.objectives[&watched];
-        !objective.waits_for_retry(self.taken_at, self.be_cores())
-            || objective.retry().is_some_and(|retry| !retry.speaks_for_be(yields))
+        !objective.waits_for_retry(self.taken_at, self.be_cores(), yields)
+            || objective.retry().is_some_and(|retry| !retry.speaks_for_be())
     }
 
     /// BE makes room where others want the CPU: no proof is needed for what costs it so little.
@@ -294,7 +290,7 @@ impl Governor {
             if self.may_suspect(objective, true)
                 && let Some(squeeze) = self.blame(objective)
             {
-                return Phase::Squeeze(squeeze.beside_yielding(true));
+                return Phase::Squeeze(squeeze.beside(Some(yielding)));
             }
         }
         let objective = &self.objectives[&watched];
@@ -302,7 +298,7 @@ impl Governor {
             return Phase::Free;
         }
         if now >= yielding.until {
-            let is_met = !objective.alarm.is_on();
+            let is_met = !objective.alarm.is_on() && yielding.is_met();
             let objective = self.watched_mut(watched);
             objective.yielding.ended(now);
             if is_met {
@@ -322,13 +318,13 @@ impl Governor {
         }
         let is_not_enough = |objective: &&Objective| {
             let objective = &self.objectives[*objective];
-            objective.alarm.lasts() && !objective.waits_for_retry(now, self.be_cores())
+            objective.alarm.lasts() && !objective.waits_for_retry(now, self.be_cores(), true)
         };
         let Some(missed) = in_trouble.iter().find(is_not_enough).copied() else {
             return Phase::Yielding(yielding);
         };
         if let Some(squeeze) = self.remember(missed) {
-            return Phase::Squeeze(squeeze.beside_yielding(true));
+            return Phase::Squeeze(squeeze.beside(Some(yielding)));
         }
         self.try_without_be(missed, Some(yielding)).unwrap_or(Phase::Yielding(yielding))
     }
@@ -453,13 +449,16 @@ impl Governor {
         match trying.trial.observe(now, (!spoilt).then_some(tally)) {
             Step::Continue { .. } => Phase::Trying(trying),
             Step::NoHelp(_) | Step::Met(_) if now > trying.ran_at + trying.trial.longest_stop() => {
-                // It ended by itself meanwhile: nothing was compared.
+                // It ended by itself meanwhile, or yields to too many: nothing was compared.
                 self.reset_alarms();
-                trying.proven.map_or(Phase::Free, |squeeze| self.release(squeeze))
+                match trying.proven {
+                    Some(squeeze) => self.release(squeeze),
+                    None => trying.given_up(),
+                }
             }
             Step::Met(effect) => match trying.proven {
                 Some(mut squeeze) => {
-                    self.did_not_help(watched, effect, false);
+                    self.did_not_help(watched, effect, trying.yields.is_some());
                     squeeze.hold.allow_all();
                     self.release(squeeze)
                 }
@@ -491,7 +490,7 @@ impl Governor {
                     return Phase::Squeeze(squeeze.proven_again(now, proof));
                 }
                 let squeeze = self.squeeze(watched, trying.who, proof, first_share(effect));
-                Phase::Squeeze(squeeze.beside_yielding(trying.yields.is_some()))
+                Phase::Squeeze(squeeze.beside(trying.yields))
             }
         }
     }
@@ -505,17 +504,27 @@ impl Governor {
         if squeeze.has_taken_hold(now) && (!someone_runs || now >= objective.heard_at + SILENCE) {
             return self.release(squeeze);
         }
-        let (be_cores, objectives) = (self.be_cores(), &self.objectives);
+        if let Some(yielding) = &mut squeeze.yields {
+            let others = self.be.values().filter(|be| be.can_yield() && !squeeze.who.contains(&be.id));
+            if yielding.starves(now, be::are_below_floors(others)) {
+                let dear = yielding.watched;
+                squeeze.yields = None;
+                self.watched_mut(dear).yielding.was_in_vain(now);
+            }
+        }
+        let objective = &self.objectives[&squeeze.watched];
+        let (be_cores, objectives, yields) = (self.be_cores(), &self.objectives, squeeze.yields.is_some());
         let tallies = objectives.values().filter_map(|watched| {
-            let says_nothing_of_be = spoilt || watched.waits_for_retry(now, be_cores);
+            let says_nothing_of_be = spoilt || watched.waits_for_retry(now, be_cores, yields);
             Some((watched.objective, watched.tally(node).filter(|_| !says_nothing_of_be)?))
         });
         if squeeze.observe(now, objective.load_hz, tallies) == hold::Verdict::Release {
             return self.release(squeeze);
         }
         if squeeze.must_be_verified(now) {
-            let (watched, who) = (squeeze.watched, squeeze.who.clone());
-            return Phase::Trying(self.trying(watched, who, Vec::new(), Some(squeeze)));
+            let (watched, who, yields) = (squeeze.watched, squeeze.who.clone(), squeeze.yields);
+            let trying = self.trying(watched, who, Vec::new(), Some(squeeze));
+            return Phase::Trying(Trying { yields, ..trying });
         }
         Phase::Squeeze(squeeze)
     }
@@ -525,14 +534,11 @@ impl Governor {
         let now = self.taken_at;
         self.did_not_help(watched, effect, yields.is_some());
         let Some(yielding) = yields else { return Phase::Free };
-        let experience = &mut self.watched_mut(yielding.watched).yielding;
         if yielding.has_helped(watched, effect) {
-            experience.helped();
-            Phase::Yielding(yielding)
-        } else {
-            experience.was_in_vain(now);
-            Phase::Free
+            return Phase::Yielding(yielding.resumed());
         }
+        self.watched_mut(yielding.watched).yielding.was_in_vain(now);
+        Phase::Free
     }
 
     fn did_not_help(&mut self, watched: Objective, effect: Effect, yielded: bool) {
@@ -546,7 +552,7 @@ impl Governor {
     }
 
     fn release(&mut self, squeeze: Squeeze) -> Phase {
-        let Squeeze { watched, culprits, hold, proof, .. } = squeeze;
+        let Squeeze { watched, culprits, hold, proof, yields, .. } = squeeze;
         let now = self.taken_at;
         self.learned.retain(|learned| now < learned.at + REMEMBERED);
         // Shares of memory say nothing of shares of CPU.
@@ -556,7 +562,7 @@ impl Governor {
             self.learned.push(Learned { victim, signal: watched.signal, culprits, bands, at: now });
         }
         self.reset_alarms();
-        Phase::Free
+        Phase::after(yields)
     }
 
     /// What the alarms heard was said under other conditions.
@@ -564,6 +570,39 @@ impl Governor {
         for watched in self.objectives.values_mut() {
             watched.alarm.reset();
         }
+    }
+}
+
+impl Phase {
+    /// What follows when nothing more than yielding is left of a phase.
+    fn after(yields: Option<Yielding>) -> Self {
+        yields.map_or(Self::Free, Self::Yielding)
+    }
+
+    /// The same without yielding for an objective that is no more.
+    fn without(self, objective: Objective) -> Self {
+        let others = |yielding: &Yielding| yielding.watched != objective;
+        let of_squeeze = |squeeze: Squeeze| {
+            let yields = squeeze.yields.filter(others);
+            squeeze.beside(yields)
+        };
+        match self {
+            Self::Free => Self::Free,
+            Self::Yielding(yielding) => Self::after(Some(yielding).filter(others)),
+            Self::Trying(trying) => Self::Trying(Trying {
+                yields: trying.yields.filter(others),
+                proven: trying.proven.map(of_squeeze),
+                ..trying
+            }),
+            Self::Squeeze(squeeze) => Self::Squeeze(of_squeeze(squeeze)),
+        }
+    }
+}
+
+impl Trying {
+    /// Nothing came of it.
+    fn given_up(self) -> Phase {
+        Phase::after(self.yields)
     }
 }
 

@@ -36,7 +36,7 @@ impl Governor {
                 }
             }
             Phase::Squeeze(squeeze) => {
-                if squeeze.others_yield {
+                if squeeze.yields.is_some() {
                     self.plan.restraints.extend(yielding(&self.be));
                 }
                 let existing = squeeze.who.iter().map(|id| &self.be[id]).filter(|be| be.exists);

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::be::BeGroup;
+use super::{be::BeGroup, yielding::Yielding};
 use crate::{
     decision::{
         cause::Cause,
@@ -39,7 +39,7 @@ pub struct Squeeze {
     pub cause: Cause,
     pub proof: Proof,
     /// The other BE yields: that was not enough, but is not undone either.
-    pub others_yield: bool,
+    pub yields: Option<Yielding>,
     began: Duration,
     frozen_until: Duration,
     /// Since when BE has had its floor only.
@@ -66,7 +66,7 @@ impl Squeeze {
             culprits,
             cause,
             proof,
-            others_yield: false,
+            yields: None,
             began: now,
             frozen_until: Duration::ZERO,
             floor_since: None,
@@ -98,8 +98,8 @@ impl Squeeze {
 
     /// The other BE goes on yielding, if it does.
     #[must_use]
-    pub const fn beside_yielding(mut self, others_yield: bool) -> Self {
-        self.others_yield = others_yield;
+    pub const fn beside(mut self, yields: Option<Yielding>) -> Self {
+        self.yields = yields;
         self
     }
 

@@ -140,7 +140,7 @@ impl Watched {
         let evidence = Evidence {
             throttled: self.throttled,
             steal: self.steal,
-            effect: self.retry.map(|retry| retry.effect),
+            effect: self.retry.filter(|retry| !retry.yielded).map(|retry| retry.effect),
             ..self.evident().evidence(self.objective.victim, &class)
         };
         let cause = match self.promise {
@@ -167,9 +167,11 @@ impl Watched {
         self.retry
     }
 
-    /// A trial failed lately, and BE is about what it was.
-    pub fn waits_for_retry(&self, now: Duration, be_cores: f64) -> bool {
-        self.retry.is_some_and(|retry| now < retry.at && be_cores < retry.be_cores * BE_GREW + BE_GREW_MIN)
+    /// A trial failed lately, and BE is about what it was. BE that yielded showed nothing of what it does otherwise.
+    pub fn waits_for_retry(&self, now: Duration, be_cores: f64, yields: bool) -> bool {
+        let is_the_same =
+            |retry: Retry| (yields || !retry.yielded) && be_cores < retry.be_cores * BE_GREW + BE_GREW_MIN;
+        self.retry.is_some_and(|retry| now < retry.at && is_the_same(retry))
     }
 
     /// Stopping BE, which yielded or not, did not help.
@@ -184,9 +186,9 @@ impl Watched {
 }
 
 impl Retry {
-    /// Whether it speaks for BE that yields now, or does not. One in which the objective was met says nothing of what changed
-    /// since, one that could not tell says nothing at all, and BE that yielded shows nothing of what it does otherwise.
-    pub fn speaks_for_be(self, yields: bool) -> bool {
-        !self.effect.is_met_with_be() && !self.effect.is_undecided() && (yields || !self.yielded)
+    /// Whether it speaks for BE. One in which the objective was met says nothing of what changed since, and one that could not
+    /// tell says nothing at all.
+    pub fn speaks_for_be(self) -> bool {
+        !self.effect.is_met_with_be() && !self.effect.is_undecided()
     }
 }

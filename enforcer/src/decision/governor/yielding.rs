@@ -78,6 +78,18 @@ impl Yielding {
         self.since += tally;
     }
 
+    /// Goes on after a trial, in which BE could not show whether it starves.
+    #[must_use]
+    pub const fn resumed(mut self) -> Self {
+        self.starved_since = None;
+        self
+    }
+
+    /// Whether the objective is met, as far as was counted.
+    pub fn is_met(&self) -> bool {
+        self.since.share().is_some_and(|share| share <= ALLOWED)
+    }
+
     /// Whether it has helped, after a trial for some objective in which BE that was not stopped yielded.
     pub fn has_helped(&self, watched: Objective, effect: Effect) -> bool {
         let seen = if watched == self.watched { self.since + effect.with_be } else { self.since };
@@ -120,7 +132,7 @@ impl Experience {
         self.ended_at = now;
     }
 
-    /// It was of use.
+    /// It was enough.
     pub const fn helped(&mut self) {
         (self.in_vain_for, self.not_before) = (Duration::ZERO, Duration::ZERO);
     }
