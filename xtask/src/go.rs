@@ -213,6 +213,24 @@ fn requirements(path: &str, version: &str, theirs: &str, staging_version: Option
     Some(text)
 }
 
+/// Where the files of a module are, which Go downloads and keeps.
+pub fn sources(module: &str, version: &str) -> Result<PathBuf> {
+    #[derive(Deserialize)]
+    struct Downloaded {
+        #[serde(rename = "Dir")]
+        directory: PathBuf,
+    }
+    let home = cache()?;
+    fs::create_dir_all(&home).with_context(|| {
+        format!("cannot make {}: name a writable place in XDG_CACHE_HOME", home.display())
+    })?;
+    let wanted = format!("{module}@v{version}");
+    let output = run_quietly(go(&home).args(["mod", "download", "-json", &wanted]))
+        .with_context(|| format!("{wanted} is needed, which Go downloads"))?;
+    let Downloaded { directory } = serde_json::from_slice(&output.stdout)?;
+    Ok(directory)
+}
+
 fn go(directory: &Path) -> Command {
     let mut go = Command::new("go");
     // The checksum database lacks some of Kubernetes' patch releases.

@@ -64,6 +64,23 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
+/// What the chart renders, hooks included, with its defaults and with each file of values that it is tried with: names and
+/// objects.
+pub fn all_rendered() -> Result<Vec<(String, String)>> {
+    let (helm, chart) = (helm()?, root().join(CHART));
+    let defaults = std::iter::once(("its defaults".to_owned(), template(&helm, &chart)));
+    let tried = value_files(&chart)?.into_iter().map(|values| {
+        let mut command = template(&helm, &chart);
+        command.arg("--values").arg(&values);
+        (values.file_name().unwrap_or_default().display().to_string(), command)
+    });
+    let render = |(name, mut command): (String, Command)| {
+        let output = run_quietly(&mut command)?;
+        Ok((name, String::from_utf8(output.stdout)?))
+    };
+    defaults.chain(tried).map(render).collect()
+}
+
 fn template(helm: &Path, chart: &Path) -> Command {
     let mut command = Command::new(helm);
     command.args(["template", "enforcer"]).arg(chart).args(["--namespace", NAMESPACE]);

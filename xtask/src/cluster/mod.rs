@@ -8,6 +8,7 @@ mod binaries;
 mod control_plane;
 mod demo;
 mod down;
+mod dry_run;
 mod ground;
 mod images;
 mod launch;
@@ -33,6 +34,8 @@ pub enum Command {
     Down,
     /// Bring it up, run the tests that need it, take it down.
     Test(test::Args),
+    /// See whether the API server takes what the chart renders, with each of the values that it is tried with.
+    DryRun,
     /// Show the whole story: the chart, a latency-sensitive pod, and Spark on what the agent lends, with and without the agent.
     Demo(demo::Args),
     /// Run kubectl as the cluster's administrator.
@@ -58,6 +61,7 @@ pub fn run(command: &Command) -> Result<()> {
         Command::Up(release) => up::run(release.kubernetes),
         Command::Down => down::run(),
         Command::Test(args) => test::run(args),
+        Command::DryRun => with(dry_run::run),
         Command::Demo(args) => demo::run(args),
         Command::Kubectl { arguments } => kubectl(arguments),
         Command::Status => status::run(),

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::Result;
 use enforcer_rig::cluster::{Paths, VARIABLE};
 
-use super::{Release, binaries::Binaries, down, up};
+use super::{Release, binaries::Binaries, down, dry_run, up};
 use crate::{
     build,
     go::NoGo,
@@ -41,7 +41,8 @@ pub fn run(args: &Args) -> Result<()> {
     programs::run(tests()?.arg("--no-run"))?;
     let is_ours = up::bring_up(release)?;
     let mut tests = tests()?;
-    let tested = programs::run(tests.args(args.filter.iter()).env(VARIABLE, Paths::new().record()));
+    let tested = programs::run(tests.args(args.filter.iter()).env(VARIABLE, Paths::new().record()))
+        .and_then(|()| if args.filter.is_none() { dry_run::run() } else { Ok(()) });
     if is_ours && !args.keep {
         down::run()?;
     } else {

@@ -51,7 +51,8 @@ impl Cluster {
     /// # Errors
     /// Where it is refused.
     pub fn apply(&self, object: &Value) -> Result<()> {
-        self.feed(&["apply", "--filename=-"], &object.to_string())
+        self.feed(&["apply", "--filename=-"], &object.to_string())?;
+        Ok(())
     }
 
     /// The same for a text with any number of objects.
@@ -59,7 +60,16 @@ impl Cluster {
     /// # Errors
     /// Where one of them is refused.
     pub fn apply_yaml(&self, objects: &str) -> Result<()> {
-        self.feed(&["apply", "--filename=-"], objects)
+        self.feed(&["apply", "--filename=-"], objects)?;
+        Ok(())
+    }
+
+    /// Has the server check a text with any number of objects as if they were applied. What it says, a line per object.
+    ///
+    /// # Errors
+    /// Where one of them is refused.
+    pub fn dry_run_yaml(&self, objects: &str) -> Result<String> {
+        self.feed(&["apply", "--dry-run=server", "--filename=-"], objects)
     }
 
     /// Applies on the server's side, as this field manager.
@@ -69,10 +79,11 @@ impl Cluster {
     pub fn apply_server_side(&self, object: &Value, manager: &str, more: &[&str]) -> Result<()> {
         let manager = format!("--field-manager={manager}");
         let arguments = [&["apply", "--filename=-", "--server-side", &manager][..], more].concat();
-        self.feed(&arguments, &object.to_string())
+        self.feed(&arguments, &object.to_string())?;
+        Ok(())
     }
 
-    fn feed(&self, arguments: &[&str], text: &str) -> Result<()> {
+    fn feed(&self, arguments: &[&str], text: &str) -> Result<String> {
         let mut kubectl = self.kubectl();
         kubectl.args(arguments).arg(REQUEST_TIMEOUT);
         let mut child = kubectl
@@ -83,8 +94,7 @@ impl Cluster {
             .context("cannot run kubectl")?;
         // What kubectl does not want to read it will have something to say about.
         child.stdin.take().context("BUG: standard input is not piped")?.write_all(text.as_bytes()).ok();
-        answer(arguments, &child.wait_with_output()?)?;
-        Ok(())
+        answer(arguments, &child.wait_with_output()?)
     }
 
     /// Writes a kubeconfig for a service account, with a token for eight hours. It goes with the cluster.
