@@ -121,8 +121,7 @@ impl Hold {
         if now >= self.fades_at {
             self.fades_at = now + FADE;
             for evidence in self.evidence.values_mut() {
-                let Tally { total, slow } = evidence.tally;
-                evidence.tally = Tally { total: total / 2, slow: slow / 2 };
+                evidence.tally = evidence.tally.halved();
             }
         }
         if self.is_missed() {

@@ -43,6 +43,12 @@ impl Tally {
         self.wilson(Z_MISSED).0 > ALLOWED
     }
 
+    /// Half its weight.
+    #[must_use]
+    pub const fn halved(self) -> Self {
+        Self { total: self.total / 2, slow: self.slow / 2 }
+    }
+
     /// Those that were not slow. The probes count the two one after the other, so a reading may catch one more slow than
     /// there are.
     pub const fn fast(self) -> u64 {

@@ -73,7 +73,7 @@ impl Yielding {
         }
         if now >= self.fades_at {
             self.fades_at = now + FADE;
-            self.since = Tally { total: self.since.total / 2, slow: self.since.slow / 2 };
+            self.since = self.since.halved();
         }
         self.since += tally;
     }
