@@ -11,21 +11,22 @@ mod levers;
 mod memory;
 mod meter;
 mod pods;
+mod report;
+mod roster;
 mod specs;
+mod start;
 mod steal;
 mod targets;
 mod usage;
 
 use std::{
     net::SocketAddr,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    time::{Duration, Instant, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
 use aya_log::EbpfLogger;
-use enforcer_ebpf::layout::{FIRST_CULPRIT, FIRST_SLOT, FIRST_VICTIM};
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
@@ -41,33 +42,27 @@ use crate::{
         journal::Journal,
         lease::{Lease, Standing},
     },
-    cgroup::{
-        cpu_list::CpuList,
-        hierarchy::{Layout, Mounts},
-        tree::{Change, Directory, Tree},
-    },
+    cgroup::{cpu_list::CpuList, hierarchy::Mounts, tree::Tree},
     clock,
     cluster::link::Place,
     decision::{
         check,
-        governor::{Governor, Mode},
+        governor::Governor,
         plan::{Plan, Reason},
         shed::{Level, Shedder},
     },
     guardian::Guardian,
     kernel::{
         onsets::{Onset, Onsets},
-        probes::{Identity, Loaded, Probes, possible_cpus},
-        support::{Sizes, Support},
+        probes::Probes,
     },
     model::{GroupId, Snapshot},
     places::Places,
-    policy::{self, Class, Group, Policy},
-    record::{Header, Recorder},
+    policy::{Group, Policy},
+    record::Recorder,
     report::{
         history::{NewPlan, Reaction},
-        ledger::Ledger,
-        serve::{Shared, serve},
+        serve::Shared,
     },
 };
 
@@ -75,10 +70,6 @@ use crate::{
 const TICK: Duration = Duration::from_millis(100);
 /// How often while nothing is wrong and no BE runs, or the agent costs too much. Onsets are looked into at once all the same.
 const SLOW_TICK: Duration = Duration::from_millis(250);
-/// How often the ledger is brought up to date.
-const REPORT: Duration = Duration::from_secs(1);
-/// About the same thing.
-const COMPLAINTS: Duration = Duration::from_mins(1);
 /// A guardian holds the journal for a moment when it looks after a dead agent's limits.
 const JOURNAL_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -182,158 +173,6 @@ struct Counts {
 }
 
 impl Agent {
-    fn start(options: &Options) -> Result<Self> {
-        let cpus = possible_cpus()?;
-        let online = online_cpus()?;
-        let online_count = u32::try_from(online.len()).expect("CPU numbers fit 32 bits");
-        let policy_text = policy::read(&options.policy)?;
-        let policy = Policy::parse(&policy_text, &options.policy, online_count)?;
-        let mounts = Mounts::below(&options.cgroup_root)?;
-        let mut journal = Journal::open_within(&options.state_dir, JOURNAL_PATIENCE)?;
-        restore_leftovers(&mut journal, &mounts)?;
-
-        anyhow::ensure!(
-            options.node.is_some() || !policy.groups.is_empty(),
-            "{} names no groups, and without --node NAME there are no pods either",
-            options.policy.display()
-        );
-
-        let support = Support::of_running_kernel(options.force_wakeups)?;
-        let sizes = sizes(&policy, cpus, options.node.is_some());
-        let Loaded { probes, counters, slots, onsets, log } =
-            Probes::load(&support, identity(&mounts), sizes)?;
-        if let Some(missing) = &probes.request_latency_missing {
-            tracing::warn!("request latency is not measured: {missing}");
-        }
-        let ledger = Ledger::new(
-            policy.overhead.ratio(),
-            options.shadow,
-            sizes,
-            support.wait_source,
-            probes.request_latency_missing.clone(),
-            &probes.memory,
-        );
-        let shared = Shared::new(ledger);
-        let address = serve(options.listen, shared.clone()).with_context(|| {
-            format!("cannot listen on {}: choose another address with --listen", options.listen)
-        })?;
-
-        let patterns = policy.groups.iter().enumerate().flat_map(|(index, group)| {
-            group.patterns.iter().map(move |pattern| (GroupId(index), pattern.clone()))
-        });
-        let header = Header::new(online_count, options.shadow, policy_text);
-        let recorder = options.record.as_deref().map(|path| Recorder::start(path, &header)).transpose()?;
-        let cluster = options.node.clone().map(|place| {
-            let (settings, first) = (policy.kubernetes.clone(), policy.groups.len());
-            Citizen::start(place, settings, online_count, first, &options.state_dir, options.shadow)
-        });
-        let cluster = cluster.transpose()?;
-        let lease = Lease::open(&options.state_dir)?;
-        let guardian = start_guardian(options)?;
-        let tree = Tree::new(mounts.clone(), patterns.collect(), cluster.is_some());
-        let mode = if options.shadow { Mode::Shadow } else { Mode::Enforce };
-        tracing::info!(
-            %address, groups = policy.groups.len(), layout = ?mounts.layout(), wait_source = ?support.wait_source,
-            shadow = options.shadow, kernel_bytes = sizes.memory_bytes(), "probes attached"
-        );
-        let serves = probes.request_latency_missing.is_none();
-        let mut agent = Self {
-            governor: Governor::new(mode, policy.cpus),
-            meter: Meter::new(counters, slots, serves, &probes.memory),
-            memory: MemoryMeter::new(&probes.memory),
-            lessons: Lessons::of(&options.state_dir),
-            groups: Places::default(),
-            cost: CostMeter::new(online.len()),
-            shedder: Shedder::new(policy.overhead.ratio()),
-            steal: StealMeter::default(),
-            actuator: Actuator::new(mounts, journal, options.shadow),
-            cluster,
-            recorder,
-            lease,
-            guardian,
-            options: options.clone(),
-            online,
-            policy,
-            tree,
-            probes,
-            onsets: onsets.watch().context("the ring of onsets cannot be watched")?,
-            log,
-            shared,
-            started: Instant::now(),
-            snapshot: Snapshot::default(),
-            plan: Plan::default(),
-            early: EarlyLooks::new(),
-            report_at: Duration::ZERO,
-            reported_at: Duration::ZERO,
-            changes: Vec::new(),
-            roster: Vec::new(),
-            joins: Vec::new(),
-            complain_at: Duration::ZERO,
-            counts: Counts::default(),
-        };
-        for (place, group) in agent.policy.groups.clone().into_iter().enumerate() {
-            agent.join(GroupId(place), group);
-        }
-        Ok(agent)
-    }
-
-    /// A group came, or what holds for it has changed. One of the policy is in the recording's header.
-    fn join(&mut self, id: GroupId, group: Group) {
-        let now = self.snapshot.taken_at;
-        if let (Some(recorder), true) = (&mut self.recorder, id.0 >= self.policy.groups.len()) {
-            recorder.join(id, &group);
-        }
-        let measured = self.meter.join(id, &group, now);
-        // Where one finds no room, many do not.
-        if let Err(unmeasured) = measured
-            && now >= self.complain_at
-        {
-            self.complain_at = now + COMPLAINTS;
-            tracing::warn!(group = group.name, "requests and waits are not measured: {unmeasured}");
-        }
-        self.governor.join(id, &group);
-        self.memory.join(id, &group);
-        for lesson in self.lessons.join(id, &group) {
-            self.meter.set_objective(lesson);
-        }
-        self.roster.push((id, Some(group.clone())));
-        self.groups.put(id, group);
-    }
-
-    /// A group went. Its directories belong to nobody any more.
-    fn leave(&mut self, id: GroupId, now: Duration) {
-        if let Some(recorder) = &mut self.recorder {
-            recorder.leave(id);
-        }
-        self.governor.leave(id);
-        self.memory.leave(id);
-        self.lessons.leave(id);
-        self.meter.leave(id, now);
-        self.groups.take(id);
-        self.roster.push((id, None));
-    }
-
-    /// Pods come and go as the API server says.
-    fn follow_pods(&mut self, now: Duration, changes: Vec<pods::Change>) {
-        for change in changes {
-            match change {
-                pods::Change::Join { id, group, cgroup_uid } => {
-                    let is_known = self.groups.get(id).is_some();
-                    self.join(id, group);
-                    if !is_known {
-                        let changes = self.tree.assign(&cgroup_uid, id);
-                        self.take_in(changes, now);
-                    }
-                }
-                pods::Change::Leave { id, cgroup_uid } => {
-                    let changes = self.tree.unassign(&cgroup_uid, id);
-                    self.take_in(changes, now);
-                    self.leave(id, now);
-                }
-            }
-        }
-    }
-
     async fn run(&mut self) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -388,19 +227,6 @@ impl Agent {
         SLOW_TICK.min(longest).max(TICK)
     }
 
-    /// Keeps the agent's own cost within its budget.
-    fn shed(&mut self, now: Duration, elapsed: Duration) {
-        let Some(cost) = self.cost.look(now, &self.probes) else { return };
-        let before = self.shedder.level();
-        let Some(level) = self.shedder.observe(now, elapsed, cost) else { return };
-        self.cost.sample_again();
-        let directories = self.meter.shed(level, &mut self.probes, self.tree.mounts());
-        let cost = format!("{:.3}%", self.shedder.average().unwrap_or(cost.all) * 100.0);
-        let (budget, words) = (self.policy.overhead, level.words());
-        let why = if level > before { "the agent costs too much" } else { "the agent costs less again" };
-        tracing::warn!(cost, %budget, directories, "{why}: {words}");
-    }
-
     /// `onset`: the first one told since the last tick. `is_early`: it made the loop look now and not later.
     fn tick(&mut self, onset: Option<Onset>, is_early: bool) {
         let now = self.started.elapsed();
@@ -447,68 +273,6 @@ impl Agent {
         }
     }
 
-    /// Whether the agent's own guardian runs; one that ended is replaced. `None`: it has none.
-    fn watch_guardian(&mut self) -> Option<bool> {
-        if self.guardian.as_mut()?.is_running() {
-            return Some(true);
-        }
-        tracing::warn!("the guardian ended; starting another");
-        match start_guardian(&self.options) {
-            Ok(new) => self.guardian = new,
-            Err(err) => {
-                tracing::error!("{err:#}");
-                return Some(false);
-            }
-        }
-        Some(true)
-    }
-
-    fn follow_cgroups(&mut self, now: Duration, haste: bool) {
-        let changes = self.tree.poll(now, haste);
-        self.take_in(changes, now);
-    }
-
-    /// Directories came and went.
-    fn take_in(&mut self, changes: Vec<Change>, now: Duration) {
-        let mut regrouped: Vec<GroupId> = Vec::new();
-        let mut may_have_room = self.meter.has_uncounted() && now >= self.report_at;
-        for change in changes {
-            let (Change::Appeared(directory) | Change::Vanished(directory)) = &change;
-            if directory.is_top && !regrouped.contains(&directory.group) {
-                regrouped.push(directory.group);
-            }
-            if let Some(cluster) = &mut self.cluster {
-                cluster.touch(directory.group);
-            }
-            match change {
-                Change::Appeared(directory) => self.count(directory, now),
-                Change::Vanished(directory) => {
-                    self.meter.vanished(&directory, now);
-                    may_have_room |= self.meter.has_uncounted();
-                }
-            }
-        }
-        if may_have_room {
-            for directory in self.meter.take_uncounted() {
-                self.count(directory, now);
-            }
-        }
-        for group in regrouped {
-            let Some(policy) = self.groups.get(group) else { continue };
-            if policy.class == Class::BE {
-                let levers = levers::of(group, &self.meter, self.tree.mounts());
-                self.meter.set_levers(group, levers.and(policy.levers));
-            }
-        }
-    }
-
-    fn count(&mut self, directory: Directory, now: Duration) {
-        let path = self.tree.mounts().point(directory.hierarchy).join(&directory.path);
-        // Those that were there before the agent were not waited for.
-        self.joins.extend(age(&path).filter(|age| *age < self.started.elapsed()));
-        self.meter.appeared(directory, now, &mut self.probes, &path);
-    }
-
     /// Whether there is something new.
     fn decide(&mut self) -> bool {
         let plan = self.governor.decide(&self.snapshot);
@@ -547,106 +311,5 @@ impl Agent {
             }
             self.counts.write_errors += 1;
         }
-    }
-
-    fn report(&mut self, now: Duration) {
-        let guarded = self.watch_guardian();
-        self.meter.look_at_throttling(now, self.tree.mounts());
-        let elapsed = now.saturating_sub(self.reported_at);
-        self.memory.look(now, &self.meter, self.tree.mounts());
-        let (cost, shedder) = (&self.cost, &self.shedder);
-        let (meter, memory, plan, counts) = (&mut self.meter, &mut self.memory, &self.plan, &mut self.counts);
-        let lessons = &mut self.lessons;
-        let (changes, roster) = (&self.changes, &self.roster);
-        let (steal, unwatched) = (self.snapshot.steal, self.tree.unwatched());
-        let told = self.cluster.as_ref().map(Citizen::told);
-        let done = self.shared.try_update(|ledger| {
-            for (id, group) in roster {
-                match group {
-                    Some(group) => ledger.join(*id, group),
-                    None => ledger.leave(*id),
-                }
-            }
-            meter.report(ledger, elapsed, lessons);
-            memory.report(ledger);
-            ledger.plan(plan, elapsed);
-            ledger.decisions(changes, now);
-            ledger.advance(now);
-            ledger.ticks += counts.ticks;
-            ledger.early_ticks += counts.early_ticks;
-            self.joins.iter().for_each(|join| ledger.joins.record(*join));
-            ledger.writes += counts.writes;
-            ledger.write_errors += counts.write_errors;
-            ledger.foreign_writes += counts.foreign_writes;
-            ledger.revocations += counts.revocations;
-            ledger.guarded = guarded;
-            ledger.steal = steal;
-            ledger.overhead = shedder.average();
-            ledger.shed = shedder.level();
-            for (program, time) in cost.probe_times() {
-                ledger.note_probe_time(program, time);
-            }
-            ledger.unwatched = unwatched;
-            ledger.cluster = told;
-            ledger.ready = true;
-        });
-        if done {
-            *counts = Counts::default();
-            self.roster.clear();
-            self.joins.clear();
-            if let Some(cluster) = &mut self.cluster {
-                let mounts = self.tree.mounts();
-                let waiting = cluster.report(now, &self.plan, &self.changes, &self.memory, mounts);
-                self.follow_pods(now, waiting);
-            }
-            self.changes.clear();
-            self.reported_at = now;
-            self.report_at = now + REPORT;
-            self.lessons.save_now_and_then(now);
-            self.meter.sample_requests(&mut self.probes, self.tree.mounts());
-            self.shed(now, elapsed);
-        }
-    }
-}
-
-/// CPUs that run now; one that comes later is not lent to BE.
-fn online_cpus() -> Result<CpuList> {
-    const FILE: &str = "/sys/devices/system/cpu/online";
-    Ok(std::fs::read_to_string(FILE).context(FILE)?.parse()?)
-}
-
-/// How long ago a cgroup directory was made: its change time, until something is made in it.
-fn age(directory: &Path) -> Option<Duration> {
-    let metadata = std::fs::metadata(directory).ok()?;
-    let since_epoch =
-        Duration::new(metadata.ctime().try_into().ok()?, metadata.ctime_nsec().try_into().ok()?);
-    (UNIX_EPOCH + since_epoch).elapsed().ok()
-}
-
-/// Where there is anything to guard.
-fn start_guardian(options: &Options) -> Result<Option<Guardian>> {
-    let watchdog = options.watchdog.filter(|_| !options.shadow);
-    watchdog.map(|watchdog| Guardian::start(&options.cgroup_root, &options.state_dir, watchdog)).transpose()
-}
-
-/// On hybrid hosts a directory of either hierarchy may be the one that the policy names.
-const fn identity(mounts: &Mounts) -> Identity {
-    match mounts.layout() {
-        Layout::V2 => Identity::V2,
-        Layout::Hybrid => Identity::Both,
-        Layout::V1 => Identity::V1Cpu,
-    }
-}
-
-/// `pods`: there will be some beside the groups of the policy.
-fn sizes(policy: &Policy, cpus: u32, pods: bool) -> Sizes {
-    let count = |class| policy.groups.iter().filter(|group| group.class == class).count();
-    let number = |n: usize| u32::try_from(n).expect("the policy limits groups");
-    let of_pods = |limit| if pods { limit } else { 0 };
-    Sizes {
-        cpus,
-        slots: FIRST_SLOT + policy.cgroups_max,
-        victims: FIRST_VICTIM + number(count(Class::LS)) + of_pods(policy.kubernetes.victims_max),
-        culprits: FIRST_CULPRIT + number(policy.groups.len()) + of_pods(policy.kubernetes.pods_max),
     }
 }
