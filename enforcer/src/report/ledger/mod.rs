@@ -2,259 +2,37 @@
 //!
 //! The loop adds to it once a second; the HTTP server reads it. Neither waits for the other for long.
 
+mod group;
+mod recent;
+
 use std::{collections::BTreeMap, time::Duration};
 
-use enforcer_ebpf::layout::{
-    CULPRIT_IDLE, CULPRIT_OTHER, CULPRIT_UNATTRIBUTED, Drop, FIRST_CULPRIT, StallCause,
-};
+use enforcer_ebpf::layout::{CULPRIT_IDLE, CULPRIT_OTHER, CULPRIT_UNATTRIBUTED, Drop, FIRST_CULPRIT};
 
+pub use self::{
+    group::{GroupLedger, MemoryLedger, Stalls, Waiting},
+    recent::{Durations, Time},
+};
 use super::history::{History, NewPlan};
 use crate::{
     cluster::lend::Lent,
     decision::{
-        cause::Cause,
         plan::{Plan, Reason},
         shed::Level,
     },
     kernel::{
-        counters::MemoryTotals,
         probes::MemoryProbes,
         support::{Sizes, WaitSource},
     },
-    model::{GroupId, Levers, Restraint, Signal},
+    model::GroupId,
     places::Places,
-    policy::{Class, Group, Slo},
-    signal::{budget::Budget, histogram::Counts, in_flight::InFlight, tally::Tally},
-    units::MilliCores,
+    policy::{Class, Group},
 };
 
 /// Stands for the columns of groups that went.
 const ENDED: u32 = u32::MAX;
 /// Windows for people cover one to two of these.
 const HALF_WINDOW: Duration = Duration::from_secs(5);
-
-/// Durations of one kind: all since the start, and the recent ones.
-#[derive(Clone, Debug, Default)]
-pub struct Durations {
-    pub counts: Counts,
-    pub sum: Duration,
-    /// Slower than the objective, of all.
-    pub tally: Tally,
-    recent: [Recent; 2],
-}
-
-#[derive(Clone, Debug, Default)]
-struct Recent {
-    counts: Counts,
-    tally: Tally,
-}
-
-impl Durations {
-    /// Adds what came in lately.
-    pub fn add(&mut self, counts: &Counts, sum: Duration, tally: Tally) {
-        self.counts.add(counts);
-        self.sum += sum;
-        self.tally += tally;
-        self.recent[0].counts.add(counts);
-        self.recent[0].tally += tally;
-    }
-
-    /// Adds one.
-    pub fn record(&mut self, duration: Duration) {
-        let mut counts = Counts::default();
-        counts.record(duration);
-        self.add(&counts, duration, Tally { total: 1, slow: 0 });
-    }
-
-    /// Counts of the recent window.
-    pub fn recent_counts(&self) -> Counts {
-        let mut counts = self.recent[0].counts.clone();
-        counts.add(&self.recent[1].counts);
-        counts
-    }
-
-    /// Slow ones of the recent window.
-    pub fn recent_tally(&self) -> Tally {
-        let mut tally = self.recent[0].tally;
-        tally += self.recent[1].tally;
-        tally
-    }
-
-    fn turn(&mut self) {
-        self.recent.swap(0, 1);
-        let Recent { counts, tally } = &mut self.recent[0];
-        counts.clear();
-        *tally = Tally::default();
-    }
-}
-
-/// CPU time or blame: all since the start, and the recent one.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Time {
-    total_ns: u64,
-    recent_ns: [u64; 2],
-}
-
-impl Time {
-    pub const fn add_ns(&mut self, ns: u64) {
-        self.total_ns += ns;
-        self.recent_ns[0] += ns;
-    }
-
-    pub fn add(&mut self, time: Duration) {
-        self.add_ns(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
-    }
-
-    pub const fn total(&self) -> Duration {
-        Duration::from_nanos(self.total_ns)
-    }
-
-    pub const fn recent(&self) -> Duration {
-        Duration::from_nanos(self.recent_ns[0] + self.recent_ns[1])
-    }
-
-    const fn turn(&mut self) {
-        self.recent_ns = [0, self.recent_ns[0]];
-    }
-}
-
-/// Requests without an answer.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Waiting {
-    /// At the last look.
-    pub in_flight: InFlight,
-    /// Their connection ended first, since the start.
-    pub unanswered: u64,
-    /// Waited for so long that they no longer count as in flight, since the start.
-    pub written_off: u64,
-}
-
-/// Stalls of one cause.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Stalls {
-    pub count: u64,
-    pub time: Time,
-}
-
-/// A group's memory, and what want of it did to the group. `None`: unknown.
-#[derive(Clone, Debug, Default)]
-pub struct MemoryLedger {
-    /// By [`StallCause`]; `None`: not measured here.
-    pub stalls: [Option<Stalls>; StallCause::COUNT],
-    /// In use when it was looked at last.
-    pub bytes: Option<u64>,
-    /// Taken from it by the kernel, and of that what was needed again, since the agent started.
-    pub reclaimed_bytes: Option<u64>,
-    pub refaulted_bytes: Option<u64>,
-    /// Time in which some task stalled, by PSI.
-    pub psi_some: Option<Duration>,
-    pub oom_kills: Option<u64>,
-    /// Counted by the probe, not by the cgroup's files.
-    pub oom_kills_by_probe: bool,
-    /// Time stalled, by the group that is likely to use what this one lacks; `None` for unknown.
-    pub blame: BTreeMap<Option<GroupId>, Time>,
-}
-
-impl MemoryLedger {
-    fn new(probes: &MemoryProbes) -> Self {
-        let oom_kills_by_probe = probes.oom_kills_missing.is_none();
-        Self {
-            stalls: StallCause::ALL.map(|cause| probes.has(cause).then(Stalls::default)),
-            oom_kills: oom_kills_by_probe.then_some(0),
-            oom_kills_by_probe,
-            ..Self::default()
-        }
-    }
-
-    /// Adds what the probes counted lately.
-    pub fn add(&mut self, new: &MemoryTotals) {
-        for (stalls, new) in self.stalls.iter_mut().zip(&new.stalls) {
-            if let Some(stalls) = stalls {
-                stalls.count += new.count;
-                stalls.time.add_ns(new.ns);
-            }
-        }
-        if self.oom_kills_by_probe {
-            self.oom_kills = self.oom_kills.map(|kills| kills + new.oom_kills);
-        }
-    }
-
-    /// Time stalled for one cause; zero where that is not measured.
-    pub fn stalled(&self, cause: StallCause) -> Duration {
-        self.stalls[cause as usize].map_or(Duration::ZERO, |stalls| stalls.time.total())
-    }
-
-    /// Time stalled for whatever cause is measured, by `time` of each; `None`: none is.
-    pub fn stalled_by(&self, time: fn(&Time) -> Duration) -> Option<Duration> {
-        let measured = || self.stalls.iter().flatten();
-        measured().next()?;
-        Some(measured().map(|stalls| time(&stalls.time)).sum())
-    }
-
-    fn turn(&mut self) {
-        self.stalls.iter_mut().flatten().for_each(|stalls| stalls.time.turn());
-        self.blame.values_mut().for_each(Time::turn);
-    }
-}
-
-/// One group.
-#[derive(Clone, Debug)]
-pub struct GroupLedger {
-    pub name: String,
-    pub class: Class,
-    pub slo: Slo,
-    pub floor: MilliCores,
-    /// Directories that are counted, and matching ones that could not be given a slot.
-    pub cgroups: usize,
-    pub cgroups_uncounted: usize,
-    pub cpu: Time,
-    pub switches: u64,
-    pub waits: Durations,
-    /// `None`: not measured, see [`Ledger::request_latency_missing`]; or BE.
-    pub requests: Option<Durations>,
-    /// One of so many requests is looked at; it stands for the others in all that is reported but those in flight.
-    pub one_in: u32,
-    /// Requests without an answer; `None` likewise.
-    pub waiting: Option<Waiting>,
-    /// The same while it is not measured for a time: unknown, and not zero.
-    requests_put_by: Option<Durations>,
-    /// What was counted of each objective, once there was something: a node may have a thousand groups.
-    pub budgets: BTreeMap<Signal, Budget>,
-    /// Time waited, by culprit column; only those that ever made it wait.
-    pub blame: BTreeMap<u32, Time>,
-    pub memory: MemoryLedger,
-    /// What enforcer holds the whole group back with.
-    pub restraint: Option<Restraint>,
-    /// Time under a restraint of enforcer's.
-    pub restrained: Duration,
-    /// What it can be held back with.
-    pub levers: Levers,
-    /// Had its floor only for so long that it is better off on another node.
-    pub evict: bool,
-    /// Why it misses an objective, if it does.
-    pub cause: Option<Cause>,
-}
-
-impl GroupLedger {
-    /// Notes whether requests are left unmeasured for a time.
-    pub fn put_requests_by(&mut self, put_by: bool) {
-        let (from, to) = if put_by {
-            (&mut self.requests, &mut self.requests_put_by)
-        } else {
-            (&mut self.requests_put_by, &mut self.requests)
-        };
-        if from.is_some() {
-            *to = from.take();
-        }
-    }
-
-    /// Notes what was counted of a signal until `now`. Without an objective nothing is promised and nothing used up.
-    pub fn spend(&mut self, now: Duration, signal: Signal, tally: Tally) {
-        if self.slo.promise(signal).is_some() {
-            self.budgets.entry(signal).or_default().add(now, tally);
-        }
-    }
-}
 
 /// Everything that is reported.
 #[derive(Clone, Debug)]
@@ -378,32 +156,7 @@ impl Ledger {
             return;
         }
         let serves = group.is_victim() && self.request_latency_missing.is_none();
-        self.groups.put(
-            id,
-            GroupLedger {
-                name: group.name.clone(),
-                class: group.class,
-                slo: group.slo,
-                floor: group.floor,
-                cgroups: 0,
-                cgroups_uncounted: 0,
-                cpu: Time::default(),
-                switches: 0,
-                waits: Durations::default(),
-                requests: serves.then(Durations::default),
-                one_in: 1,
-                waiting: None,
-                budgets: BTreeMap::new(),
-                requests_put_by: None,
-                blame: BTreeMap::new(),
-                memory: self.memory.clone(),
-                restraint: None,
-                restrained: Duration::ZERO,
-                levers: Levers::default(),
-                evict: false,
-                cause: None,
-            },
-        );
+        self.groups.put(id, GroupLedger::new(group, serves, self.memory.clone()));
     }
 
     /// A group went. What others were made to wait for it is no longer told by name.
@@ -485,13 +238,7 @@ impl Ledger {
         self.turned_at = now;
         self.window_began = [now, self.window_began[0]];
         for group in self.groups.values_mut() {
-            group.cpu.turn();
-            group.waits.turn();
-            if let Some(requests) = &mut group.requests {
-                requests.turn();
-            }
-            group.blame.values_mut().for_each(Time::turn);
-            group.memory.turn();
+            group.turn();
         }
     }
 
@@ -523,12 +270,14 @@ mod tests {
 
     use super::*;
     use crate::{
-        decision::plan::Objective,
+        decision::{cause::Cause, plan::Objective},
+        model::Signal,
         policy::{EXAMPLE, Policy},
         report::{
             metrics::{self, Process},
             status::Status,
         },
+        signal::tally::Tally,
     };
 
     const SECOND: Duration = Duration::from_secs(1);
