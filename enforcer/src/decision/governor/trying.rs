@@ -1,0 +1,170 @@
+//! Trials: who is stopped, and what follows from what that showed.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{Governor, Phase, squeeze::Squeeze, yielding::Yielding};
+use crate::{
+    decision::{
+        plan::{Objective, Proof},
+        trial::{Effect, Step, Trial},
+    },
+    model::{GroupId, Lever, Snapshot},
+    signal::tally::ALLOWED,
+};
+
+/// The slow share that a first quota aims at, of what is allowed, and the most it leaves.
+const AIM: f64 = 0.7;
+const FIRST_SHARE_MAX: f64 = 0.6;
+/// So many BE workloads are tried one by one before all together.
+const SINGLES_MAX: usize = 3;
+
+/// A trial that goes on.
+#[derive(Debug)]
+pub struct Trying {
+    pub trial: Trial,
+    pub watched: Objective,
+    /// Who is stopped.
+    pub who: Vec<GroupId>,
+    /// When it ran last.
+    pub ran_at: Duration,
+    /// Who is tried next, last first.
+    pub next: Vec<Vec<GroupId>>,
+    /// The squeeze that is to be verified.
+    pub proven: Option<Squeeze>,
+    /// BE that is not stopped yields.
+    pub yields: Option<Yielding>,
+}
+
+impl Governor {
+    /// Who is to be tried: what runs, one workload after the other, the likeliest first, then all of them. `yields`: BE that
+    /// is not stopped.
+    pub(super) fn try_without_be(&self, watched: Objective, yields: Option<Yielding>) -> Option<Phase> {
+        let objective = &self.objectives[&watched];
+        let running = || self.be.values().filter(|be| be.runs() && be.has(Lever::Quota));
+        let mut workloads: BTreeMap<&str, (f64, Vec<GroupId>)> = BTreeMap::new();
+        for be in running() {
+            let (guilt, who) = workloads.entry(&be.workload).or_default();
+            *guilt += objective.waited_for(be.id) + be.usage;
+            who.push(be.id);
+        }
+        let all = (workloads.len() > 1).then(|| running().map(|be| be.id).collect());
+        let mut singles: Vec<(f64, Vec<GroupId>)> = workloads.into_values().collect();
+        singles.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let singles = singles.into_iter().take(SINGLES_MAX).map(|(_, who)| who);
+        let mut next: Vec<Vec<GroupId>> = singles.chain(all).collect();
+        next.reverse();
+        self.try_next(watched, next, yields)
+    }
+
+    fn try_next(
+        &self,
+        watched: Objective,
+        mut next: Vec<Vec<GroupId>>,
+        yields: Option<Yielding>,
+    ) -> Option<Phase> {
+        let who = next.pop()?;
+        Some(Phase::Trying(Trying { yields, ..self.trying(watched, who, next, None) }))
+    }
+
+    pub(super) fn trying(
+        &self,
+        watched: Objective,
+        who: Vec<GroupId>,
+        next: Vec<Vec<GroupId>>,
+        proven: Option<Squeeze>,
+    ) -> Trying {
+        let now = self.taken_at;
+        let seed = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let trial = Trial::start(now, self.objectives[&watched].rate_hz, seed);
+        Trying { trial, watched, who, ran_at: now, next, proven, yields: None }
+    }
+
+    pub(super) fn go_on_trying(&mut self, mut trying: Trying, node: &Snapshot, spoilt: bool) -> Phase {
+        let now = self.taken_at;
+        let watched = trying.watched;
+        let tally = self.objectives[&watched].tally(node).unwrap_or_default();
+        if trying.who.iter().any(|id| self.be[id].runs_now(node)) {
+            trying.ran_at = now;
+        }
+        match trying.trial.observe(now, (!spoilt).then_some(tally)) {
+            Step::Continue { .. } => Phase::Trying(trying),
+            Step::NoHelp(_) | Step::Met(_) if now > trying.ran_at + trying.trial.longest_stop() => {
+                // It ended by itself meanwhile, or yields to too many: nothing was compared.
+                self.reset_alarms();
+                match trying.proven {
+                    Some(squeeze) => self.release(squeeze),
+                    None => trying.given_up(),
+                }
+            }
+            Step::Met(effect) => match trying.proven {
+                Some(mut squeeze) => {
+                    self.did_not_help(watched, effect, trying.yields.is_some());
+                    squeeze.hold.allow_all();
+                    self.release(squeeze)
+                }
+                None => self.spare(watched, effect, trying.yields),
+            },
+            Step::NoHelp(effect) => {
+                if let Some(phase) = self.try_next(watched, trying.next, trying.yields) {
+                    return phase;
+                }
+                if effect.is_undecided() {
+                    // Too little was seen to let it go.
+                    if let Some(squeeze) = trying.proven {
+                        self.reset_alarms();
+                        return Phase::Squeeze(squeeze.undecided(now));
+                    }
+                } else {
+                    let victim = &self.objectives[&watched].workload;
+                    self.learned.retain(|learned| !learned.is_of(victim, watched.signal));
+                }
+                self.spare(watched, effect, trying.yields)
+            }
+            Step::Helps(effect) => {
+                self.watched_mut(watched).helped();
+                let proof = Proof::Trial(effect);
+                if let Some(squeeze) = trying.proven {
+                    self.reset_alarms();
+                    return Phase::Squeeze(squeeze.proven_again(now, proof));
+                }
+                let squeeze = self.squeeze(watched, trying.who, proof, first_share(effect));
+                Phase::Squeeze(squeeze.beside(trying.yields))
+            }
+        }
+    }
+
+    /// A trial proved nothing against BE. If it yielded, it goes on where that has been of use.
+    fn spare(&mut self, watched: Objective, effect: Effect, yields: Option<Yielding>) -> Phase {
+        let now = self.taken_at;
+        self.did_not_help(watched, effect, yields.is_some());
+        let Some(yielding) = yields else { return Phase::Free };
+        if yielding.has_helped(watched, effect) {
+            return Phase::Yielding(yielding.resumed());
+        }
+        self.watched_mut(yielding.watched).yielding.was_in_vain(now);
+        Phase::Free
+    }
+
+    fn did_not_help(&mut self, watched: Objective, effect: Effect, yielded: bool) {
+        let (now, be_cores) = (self.taken_at, self.be_wants());
+        self.watched_mut(watched).did_not_help(now, effect, yielded, be_cores);
+        self.reset_alarms();
+    }
+}
+
+impl Trying {
+    /// Nothing came of it.
+    pub fn given_up(self) -> Phase {
+        Phase::after(self.yields)
+    }
+}
+
+/// What BE may keep at first, by what stopping it showed. With long periods BE runs at full speed for its share of the
+/// time, so the slow share lies on the line between that without BE and that with all of it.
+fn first_share(effect: Effect) -> f64 {
+    let (Some(with_be), Some(without_be)) = (effect.with_be.share(), effect.without_be.share()) else {
+        return 0.0;
+    };
+    let share = (AIM * ALLOWED - without_be) / (with_be - without_be).max(1e-6);
+    if share > 0.0 { share.min(FIRST_SHARE_MAX) } else { 0.0 }
+}
