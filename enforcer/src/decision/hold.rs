@@ -7,10 +7,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{bands::Bands, plan::Objective, stretches::Stretches};
-use crate::signal::{
-    average::kept,
-    tally::{ALLOWED, Tally},
-};
+use crate::signal::tally::{ALLOWED, Tally};
 
 /// After a change, evidence counts only from here on.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -18,11 +15,8 @@ const SETTLE: Duration = Duration::from_millis(300);
 const RAISE_AFTER: Duration = Duration::from_secs(1);
 /// Evidence older than this says little about now: it loses half its weight.
 const FADE: Duration = Duration::from_secs(10);
-/// A moment, and standard deviations by which moments must be too bad: some four of them. Stalls may be seconds apart, so
-/// moments fade as slowly as they do in what raises the alarm.
+/// A moment.
 const MOMENT: Duration = Duration::from_millis(100);
-const Z_MOMENTS: f64 = 2.0;
-const MOMENTS_FADE: Duration = Duration::from_secs(30);
 /// Smallest change of the share; below it there is the floor.
 const STEP_MIN: f64 = 0.05;
 /// A share is raised by half, or this if that is more.
@@ -63,7 +57,7 @@ struct Evidence {
 
 impl Evidence {
     fn is_surely_missed(self) -> bool {
-        self.tally.is_surely_missed() && self.moments.z() >= Z_MOMENTS
+        self.tally.is_surely_missed() && self.moments.are_surely_bad()
     }
 }
 
@@ -116,7 +110,7 @@ impl Hold {
         for (objective, tally) in tallies {
             let evidence = self.evidence.entry(objective).or_default();
             evidence.tally += tally;
-            evidence.moments.observe(tally, elapsed, MOMENT, |elapsed| kept(elapsed, MOMENTS_FADE));
+            evidence.moments.observe(tally, elapsed, MOMENT);
         }
         if now >= self.fades_at {
             self.fades_at = now + FADE;

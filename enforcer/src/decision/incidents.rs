@@ -6,16 +6,12 @@
 use std::time::Duration;
 
 use super::stretches::Stretches;
-use crate::signal::{average::kept, tally::Tally};
+use crate::signal::tally::Tally;
 
 /// What delays requests together is taken to be over within this time.
 const STRETCH: Duration = Duration::from_secs(1);
-/// Stretches fade with this time constant: three windows of 10 s, in which an objective is judged.
-const FADES: Duration = Duration::from_secs(30);
 /// After so long without a stretch in which too many were slow, there are no incidents.
 const CALM: Duration = Duration::from_secs(10);
-/// Standard deviations that are too many to be chance: 98 % sure.
-const Z: f64 = 2.0;
 
 /// The evidence so far.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,15 +25,14 @@ pub struct Incidents {
 impl Incidents {
     /// Takes in what was counted since the last observation.
     pub fn observe(&mut self, tally: Tally, elapsed: Duration) {
-        let fade = |elapsed| kept(elapsed, FADES);
-        let Some(stretch) = self.stretches.observe(tally, elapsed, STRETCH, fade) else { return };
+        let Some(stretch) = self.stretches.observe(tally, elapsed, STRETCH) else { return };
         self.calm = if stretch.excess > 0.0 { Duration::ZERO } else { self.calm + stretch.elapsed };
         if self.calm >= CALM {
             *self = Self::default();
             return;
         }
-        let z = self.stretches.z();
-        self.are_too_many = z >= Z || (self.are_too_many && z > 0.0);
+        self.are_too_many =
+            self.stretches.are_surely_bad() || (self.are_too_many && self.stretches.are_bad());
     }
 
     /// Whether there were too many, and have not become few since.

@@ -2,12 +2,20 @@
 //!
 //! Requests are not independent: a stall of 10 ms delays all that come meanwhile. So the sample here is stretches of time, not
 //! requests: how far was each above what is allowed, and is the sum more than what as many stretches of either sign would come
-//! to by chance? A single bad stretch, however bad, is one standard deviation, and four are two.
+//! to by chance? A single bad stretch, however bad, is one standard deviation, and four are two, but for what has faded.
 
 use std::time::Duration;
 
-use crate::signal::tally::{ALLOWED, Tally};
+use crate::signal::{
+    average::kept,
+    tally::{ALLOWED, Tally},
+};
 
+/// Stretches fade with this time constant: three windows of 10 s, in which an objective is judged. Stalls may be seconds
+/// apart.
+const FADES: Duration = Duration::from_secs(30);
+/// Standard deviations that are too many to be chance: 98 % sure.
+const Z: f64 = 2.0;
 /// Looks come a little early.
 const NEARLY: f64 = 0.95;
 
@@ -34,15 +42,9 @@ pub struct Stretch {
 }
 
 impl Stretches {
-    /// Takes in what was counted in the `elapsed` time since the last observation. If this ends a stretch of some `length`,
-    /// those before are worth only the part that `kept` says of its time.
-    pub fn observe(
-        &mut self,
-        tally: Tally,
-        elapsed: Duration,
-        length: Duration,
-        kept: impl Fn(Duration) -> f64,
-    ) -> Option<Stretch> {
+    /// Takes in what was counted in the `elapsed` time since the last observation. The stretch that this ended, if it has some
+    /// `length` now.
+    pub fn observe(&mut self, tally: Tally, elapsed: Duration, length: Duration) -> Option<Stretch> {
         self.tally += tally;
         self.elapsed += elapsed;
         if self.elapsed < length.mul_f64(NEARLY) {
@@ -51,15 +53,25 @@ impl Stretches {
         let elapsed = std::mem::take(&mut self.elapsed);
         let Tally { total, slow } = std::mem::take(&mut self.tally);
         let excess = slow as f64 - ALLOWED * total as f64;
-        let kept = kept(elapsed);
+        let kept = kept(elapsed, FADES);
         self.excess = self.excess * kept + excess;
         self.total = self.total * kept + total as f64;
         self.variance = self.variance * kept * kept + excess * excess;
         Some(Stretch { elapsed, excess })
     }
 
-    /// Standard deviations by which too many are slow; zero or less: not too many.
-    pub fn z(self) -> f64 {
+    /// Whether more are slow than allowed, by more than chance.
+    pub fn are_surely_bad(self) -> bool {
+        self.z() >= Z
+    }
+
+    /// Whether more are slow than allowed.
+    pub fn are_bad(self) -> bool {
+        self.excess > 0.0
+    }
+
+    /// Standard deviations by which too many are slow.
+    fn z(self) -> f64 {
         if self.variance > 0.0 { self.excess / self.variance.sqrt() } else { 0.0 }
     }
 
@@ -76,24 +88,24 @@ mod tests {
     const TICK: Duration = Duration::from_millis(100);
 
     #[test]
-    fn it_takes_four_bad_stretches_whatever_their_length() {
+    fn it_takes_some_bad_stretches_whatever_their_length() {
         for length in [TICK, TICK * 10] {
             let mut stretches = Stretches::default();
             let mut ended = 0;
-            while stretches.z() < 2.0 {
+            while !stretches.are_surely_bad() {
                 let tally = Tally { total: 100, slow: 90 };
-                ended += u32::from(stretches.observe(tally, TICK, length, |_| 1.0).is_some());
+                ended += u32::from(stretches.observe(tally, TICK, length).is_some());
             }
-            assert_eq!(ended, 4);
+            assert_eq!(ended, 5, "four, and what has faded of them");
         }
     }
 
     #[test]
     fn what_is_long_ago_counts_for_less() {
         let mut stretches = Stretches::default();
-        let halved = |_| 0.5;
+        let half_life = FADES.mul_f64(std::f64::consts::LN_2);
         for slow in [21, 1, 1, 1] {
-            stretches.observe(Tally { total: 100, slow }, TICK, TICK, halved);
+            stretches.observe(Tally { total: 100, slow }, half_life, TICK);
         }
         let share = stretches.share().unwrap();
         assert!((share - (0.01 + 2.5 / 187.5)).abs() < 1e-9, "{share}");
@@ -102,7 +114,10 @@ mod tests {
     #[test]
     fn nothing_says_nothing() {
         let mut stretches = Stretches::default();
-        stretches.observe(Tally::default(), TICK, TICK, |_| 1.0);
-        assert_eq!((stretches.z(), stretches.share()), (0.0, None));
+        stretches.observe(Tally::default(), TICK, TICK);
+        assert_eq!(
+            (stretches.are_bad(), stretches.are_surely_bad(), stretches.share()),
+            (false, false, None)
+        );
     }
 }
