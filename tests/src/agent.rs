@@ -44,14 +44,22 @@ impl Files {
         &self.0
     }
 
+    /// Writes a file and returns its path.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.0.join(name);
+        fs::write(&path, text)?;
+        Ok(path)
+    }
+
     /// Writes a policy and returns its path.
     ///
     /// # Errors
     /// Where it cannot be written.
     pub fn policy(&self, text: &str) -> Result<PathBuf> {
-        let path = self.0.join("policy.yaml");
-        fs::write(&path, text)?;
-        Ok(path)
+        self.write("policy.yaml", text)
     }
 
     /// What agents logged so far.

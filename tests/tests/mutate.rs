@@ -43,9 +43,7 @@ spec:
 ";
 
 fn write(files: &Files, name: &str, text: &str) -> String {
-    let path = files.path().join(name);
-    std::fs::write(&path, text).unwrap();
-    path.to_str().unwrap().to_owned()
+    files.write(name, text).unwrap().to_str().unwrap().to_owned()
 }
 
 fn run(arguments: &[&str]) -> Output {
