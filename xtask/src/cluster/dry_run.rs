@@ -1,7 +1,5 @@
 //! Does the API server take what the chart renders? A dry run on its side: everything is checked, nothing is kept.
 
-use std::path::PathBuf;
-
 use anyhow::{Context as _, Result};
 use enforcer_rig::cluster::{Cluster, install::SETTINGS_NAMESPACE};
 use serde_json::json;
@@ -61,7 +59,7 @@ fn try_all(cluster: &Cluster) -> Result<()> {
 fn definitions() -> Result<Vec<String>> {
     let mut files = Vec::new();
     for (module, version, paths) in OTHERS {
-        let sources: PathBuf = go::sources(module, version)?;
+        let sources = go::sources(module, version)?;
         files.extend(paths.iter().map(|path| sources.join(path).display().to_string()));
     }
     Ok(files)
