@@ -119,20 +119,20 @@ impl Reason {
             Self::Met => "no objective is missed".to_owned(),
             Self::NoBe { objective } => format!("{}, but no BE runs", missed(objective)),
             Self::NoHelp { objective, effect, retry_at, .. } if effect.is_met_with_be() => format!(
-                "{}, but met it while BE ran in a trial ({}); not tried again before second {:.0}",
+                "{}, but met it while BE ran in a trial ({}); not tried again before second {:.0} unless BE grows",
                 missed(objective),
                 comparison(effect),
                 retry_at.as_secs_f64()
             ),
             Self::NoHelp { objective, effect, retry_at, .. } if effect.is_undecided() => format!(
                 "{}, in a few long stalls: a trial could not tell whether BE is the cause ({}); not tried again before \
-                 second {:.0}",
+                 second {:.0} unless BE grows",
                 missed(objective),
                 comparison(effect),
                 retry_at.as_secs_f64()
             ),
             Self::NoHelp { objective, cause, effect, retry_at } => format!(
-                "{}, but stopping BE did not help ({}): it suffers from {}; not tried again before second {:.0}",
+                "{}, but stopping BE did not help ({}): it suffers from {}; not tried again before second {:.0} unless BE grows",
                 missed(objective),
                 comparison(effect),
                 cause.words(),

@@ -140,12 +140,24 @@ fn without_be_nothing_is_squeezed_and_the_reason_says_so() {
 }
 
 #[test]
-fn a_be_that_turns_harmful_after_a_failed_trial_is_tried_again_at_once() {
+fn a_be_that_turns_harmful_after_a_failed_trial_is_tried_again_soon() {
     let mut node = Node::new(Mode::Enforce);
     node.run(20, 0.3, |_| 30.0);
     assert!(node.reasons.contains(&"no_help"), "{:?}", node.reasons);
     node.run(6, WANTS_CORES, |cores| 20.0 + harmful(cores));
     assert!(node.limit_cores().is_some_and(|cores| cores < 0.2), "{:?}", node.reasons);
+}
+
+#[test]
+fn a_be_that_gets_more_each_second_is_not_tried_all_the_time() {
+    let mut node = Node::new(Mode::Enforce);
+    let mut be_cores = 0.03;
+    for _ in 0..12 {
+        node.run(1, be_cores, |_| 40.0);
+        be_cores = f64::min(be_cores * 1.5, 1.9);
+    }
+    let trials = node.reasons.iter().filter(|reason| **reason == "trial").count();
+    assert_eq!(trials, 2, "{:?}", node.reasons);
 }
 
 #[test]

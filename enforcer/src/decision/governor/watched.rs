@@ -21,8 +21,10 @@ const LOAD: Duration = Duration::from_millis(300);
 /// After a trial that did not help: how long until the next, doubled each time.
 const RETRY_MIN: Duration = Duration::from_secs(10);
 const RETRY_MAX: Duration = Duration::from_mins(5);
-/// BE that runs so much more than when a trial failed is tried again at once.
+/// BE that runs so much more than when a trial failed is tried again sooner, but not at once: what it gets swings with what LS
+/// leaves it, and trials cost it half of that.
 const BE_GREW: f64 = 1.5;
+const GREW_AFTER: Duration = Duration::from_secs(5);
 /// CPUs; less than this is no growth.
 const BE_GREW_MIN: f64 = 0.02;
 
@@ -57,6 +59,7 @@ pub struct Watched {
 #[derive(Clone, Copy, Debug)]
 pub struct Retry {
     pub at: Duration,
+    failed_at: Duration,
     pub effect: Effect,
     /// BE yielded meanwhile.
     yielded: bool,
@@ -169,15 +172,17 @@ impl Watched {
 
     /// A trial failed lately, and BE is about what it was. BE that yielded showed nothing of what it does otherwise.
     pub fn waits_for_retry(&self, now: Duration, be_cores: f64, yields: bool) -> bool {
-        let is_the_same =
-            |retry: Retry| (yields || !retry.yielded) && be_cores < retry.be_cores * BE_GREW + BE_GREW_MIN;
-        self.retry.is_some_and(|retry| now < retry.at && is_the_same(retry))
+        self.retry.is_some_and(|retry| {
+            let grew = be_cores >= retry.be_cores * BE_GREW + BE_GREW_MIN;
+            let until = if grew { retry.failed_at + GREW_AFTER } else { retry.at };
+            (yields || !retry.yielded) && now < until
+        })
     }
 
     /// Stopping BE, which yielded or not, did not help.
     pub fn did_not_help(&mut self, now: Duration, effect: Effect, yielded: bool, be_cores: f64) {
         let after = self.retry.map_or(RETRY_MIN, |retry| (retry.after * 2).min(RETRY_MAX));
-        self.retry = Some(Retry { at: now + after, effect, yielded, after, be_cores });
+        self.retry = Some(Retry { at: now + after, failed_at: now, effect, yielded, after, be_cores });
     }
 
     pub const fn helped(&mut self) {
