@@ -153,9 +153,7 @@ impl Module {
             return Err(NoGo { program: program.to_owned(), version: self.version() }.into());
         }
         let draft = home.join("draft");
-        fs::create_dir_all(&draft).with_context(|| {
-            format!("cannot make {}: name a writable place in XDG_CACHE_HOME", draft.display())
-        })?;
+        make_in_cache(&draft)?;
         // Held against other builds of the same version.
         let _lock = lock(&home.join("lock"), "another build")?;
         if !place.exists() {
@@ -186,14 +184,7 @@ impl Module {
 
     /// The text of go.mod.
     fn requirements(self, directory: &Path) -> Result<String> {
-        #[derive(Deserialize)]
-        struct Downloaded {
-            #[serde(rename = "GoMod")]
-            go_mod: PathBuf,
-        }
-        let wanted = format!("{}@v{}", self.path(), self.version());
-        let output = run_quietly(go(directory).args(["mod", "download", "-json", &wanted]))?;
-        let Downloaded { go_mod } = serde_json::from_slice(&output.stdout)?;
+        let Downloaded { go_mod, .. } = download(directory, self.path(), self.version())?;
         let theirs =
             fs::read_to_string(&go_mod).with_context(|| format!("cannot read {}", go_mod.display()))?;
         requirements(self.path(), self.version(), &theirs, self.staging_version().as_deref())
@@ -215,20 +206,32 @@ fn requirements(path: &str, version: &str, theirs: &str, staging_version: Option
 
 /// Where the files of a module are, which Go downloads and keeps.
 pub fn sources(module: &str, version: &str) -> Result<PathBuf> {
-    #[derive(Deserialize)]
-    struct Downloaded {
-        #[serde(rename = "Dir")]
-        directory: PathBuf,
-    }
     let home = cache()?;
-    fs::create_dir_all(&home).with_context(|| {
-        format!("cannot make {}: name a writable place in XDG_CACHE_HOME", home.display())
-    })?;
+    make_in_cache(&home)?;
+    Ok(download(&home, module, version)?.sources)
+}
+
+/// A module as Go keeps it.
+#[derive(Deserialize)]
+struct Downloaded {
+    #[serde(rename = "Dir")]
+    sources: PathBuf,
+    #[serde(rename = "GoMod")]
+    go_mod: PathBuf,
+}
+
+/// Has Go, in some directory, download a module unless it has it.
+fn download(directory: &Path, module: &str, version: &str) -> Result<Downloaded> {
     let wanted = format!("{module}@v{version}");
-    let output = run_quietly(go(&home).args(["mod", "download", "-json", &wanted]))
+    let output = run_quietly(go(directory).args(["mod", "download", "-json", &wanted]))
         .with_context(|| format!("{wanted} is needed, which Go downloads"))?;
-    let Downloaded { directory } = serde_json::from_slice(&output.stdout)?;
-    Ok(directory)
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn make_in_cache(directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| {
+        format!("cannot make {}: name a writable place in XDG_CACHE_HOME", directory.display())
+    })
 }
 
 fn go(directory: &Path) -> Command {
