@@ -109,17 +109,21 @@ pub fn run(options: &Options) -> Result<()> {
 /// Where the journal cannot be read, or a value not be restored.
 pub fn restore(cgroup_root: &Path, state_dir: &Path) -> Result<()> {
     let mounts = Mounts::below(cgroup_root)?;
-    let mut journal = Journal::open_within(state_dir, JOURNAL_PATIENCE)?;
-    restore_leftovers(&mut journal, &mounts)
+    open_journal(state_dir, &mounts)?;
+    Ok(())
 }
 
-fn restore_leftovers(journal: &mut Journal, mounts: &Mounts) -> Result<()> {
+/// The journal, after what it held of a former agent was restored.
+fn open_journal(state_dir: &Path, mounts: &Mounts) -> Result<Journal> {
+    let mut journal = Journal::open_within(state_dir, JOURNAL_PATIENCE)?;
     let restored = journal.restore(mounts)?;
     if restored.written > 0 {
         tracing::info!(limits = restored.written, "restored what an earlier agent had left behind");
     }
     let mut errors = restored.errors.into_iter();
-    errors.next().map_or(Ok(()), |err| Err(err).context("a limit of an earlier agent could not be restored"))
+    errors
+        .next()
+        .map_or(Ok(journal), |err| Err(err).context("a limit of an earlier agent could not be restored"))
 }
 
 struct Agent {

@@ -6,11 +6,11 @@ use anyhow::{Context as _, Result};
 use enforcer_ebpf::layout::{FIRST_CULPRIT, FIRST_SLOT, FIRST_VICTIM};
 
 use super::{
-    Agent, Counts, JOURNAL_PATIENCE, Options, citizen::Citizen, cost::CostMeter, early::EarlyLooks,
-    lessons::Lessons, memory::MemoryMeter, meter::Meter, restore_leftovers, steal::StealMeter,
+    Agent, Counts, Options, citizen::Citizen, cost::CostMeter, early::EarlyLooks, lessons::Lessons,
+    memory::MemoryMeter, meter::Meter, open_journal, steal::StealMeter,
 };
 use crate::{
-    actuation::{Actuator, journal::Journal, lease::Lease},
+    actuation::{Actuator, lease::Lease},
     cgroup::{
         cpu_list::CpuList,
         hierarchy::{Layout, Mounts},
@@ -44,8 +44,7 @@ impl Agent {
         let policy_text = policy::read(&options.policy)?;
         let policy = Policy::parse(&policy_text, &options.policy, online_count)?;
         let mounts = Mounts::below(&options.cgroup_root)?;
-        let mut journal = Journal::open_within(&options.state_dir, JOURNAL_PATIENCE)?;
-        restore_leftovers(&mut journal, &mounts)?;
+        let journal = open_journal(&options.state_dir, &mounts)?;
 
         anyhow::ensure!(
             options.node.is_some() || !policy.groups.is_empty(),

@@ -112,12 +112,12 @@ impl Meter {
     ///
     /// # Errors
     /// Where it counts, but its requests and blame do not.
-    pub fn join(&mut self, id: GroupId, group: &policy::Group, now: Duration) -> Result<(), Unmeasured> {
-        let stalls = group.slo.memory_stall.filter(|_| self.memory_probes);
+    pub fn join(&mut self, id: GroupId, policy: &policy::Group, now: Duration) -> Result<(), Unmeasured> {
+        let stalls = policy.slo.memory_stall.filter(|_| self.memory_probes);
         let stalls = stalls.map(|promised| StallCounter::new(promised, ALLOWED));
         if let Some(known) = self.groups.get_mut(id) {
-            if known.slo != group.slo {
-                (known.slo, known.stalls) = (group.slo, stalls);
+            if known.slo != policy.slo {
+                (known.slo, known.stalls) = (policy.slo, stalls);
                 self.counters.set_objective(known.victim, objective(known.slo, known.sampling));
             }
             return Ok(());
@@ -125,13 +125,14 @@ impl Meter {
         let column = u32::try_from(id.0).expect("the agent limits groups");
         let culprit = FIRST_CULPRIT + column;
         self.counters.clear_culprit(culprit);
-        let (victim, result) = if group.is_victim() { self.row(now) } else { (NO_VICTIM, Ok(())) };
-        if victim != NO_VICTIM {
+        let (victim, result) = if policy.is_victim() { self.row(now) } else { (NO_VICTIM, Ok(())) };
+        let mut group = Group::new(policy, victim, culprit, stalls);
+        if group.is_victim() {
+            group.serves = self.requests_are_measured;
             self.counters.clear_victim(victim);
-            self.counters.set_objective(victim, objective(group.slo, Sampling::ALL));
+            self.counters.set_objective(victim, objective(group.slo, group.sampling));
         }
-        let serves = victim != NO_VICTIM && self.requests_are_measured;
-        self.groups.put(id, Group { serves, ..Group::new(group, victim, culprit, stalls) });
+        self.groups.put(id, group);
         result
     }
 
