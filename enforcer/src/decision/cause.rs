@@ -206,6 +206,13 @@ impl Waited {
         *self.by.entry(culprit).or_default() += waited.as_secs_f64() * self.left;
     }
 
+    /// A group went: what was waited for it is no reason to suspect whoever takes its place.
+    pub fn forget(&mut self, group: GroupId) {
+        if let Some(seconds) = self.by.remove(&Culprit::Group(group)) {
+            *self.by.entry(Culprit::Unattributed).or_default() += seconds;
+        }
+    }
+
     /// As evidence; `class` tells what a group is.
     pub fn evidence(&self, victim: GroupId, class: impl Fn(GroupId) -> Class) -> Evidence {
         let scale = 1.0 / self.fades.as_secs_f64();
@@ -303,5 +310,15 @@ mod tests {
         assert_eq!(waited.culprits(be()), [GroupId(1), GroupId(2)]);
         waited.fade(Duration::from_secs(10));
         assert!(waited.for_group(GroupId(1)) < 0.001);
+    }
+
+    #[test]
+    fn whoever_takes_the_place_of_one_that_went_inherits_no_blame() {
+        let mut waited = Waited::fading(FADES);
+        waited.add(Culprit::Group(GroupId(1)), Duration::from_secs(1));
+        waited.forget(GroupId(1));
+        assert_eq!(waited.culprits([GroupId(1)].into_iter()), []);
+        let evidence = waited.evidence(GroupId(0), |_| Class::BE);
+        assert!(evidence.waited_for_be == 0.0 && evidence.waited_for_unknown > 0.0, "{evidence:?}");
     }
 }

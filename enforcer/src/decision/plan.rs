@@ -124,6 +124,12 @@ impl Reason {
                 comparison(effect),
                 retry_at.as_secs_f64()
             ),
+            Self::NoHelp { objective, effect, retry_at, .. } if effect.is_nothing() => format!(
+                "{}, and a trial had nothing to compare: BE could not be stopped, or LS had nothing to do; not tried again \
+                 before second {:.0} unless BE grows",
+                missed(objective),
+                retry_at.as_secs_f64()
+            ),
             Self::NoHelp { objective, effect, retry_at, .. } if effect.is_undecided() => format!(
                 "{}, in a few long stalls: a trial could not tell whether BE is the cause ({}); not tried again before \
                  second {:.0} unless BE grows",

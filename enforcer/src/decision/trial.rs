@@ -69,9 +69,15 @@ impl Effect {
         self.with_be.z_above(self.without_be) / self.dispersion.max(1.0).sqrt()
     }
 
-    /// What was slow came in a few stalls, too few to tell.
+    /// Nothing was compared.
+    pub const fn is_nothing(self) -> bool {
+        self.with_be.total == 0 && self.without_be.total == 0
+    }
+
+    /// Nothing was compared, or what was slow came in a few stalls, too few to tell.
     pub fn is_undecided(self) -> bool {
-        self.dispersion >= DISPERSED && self.z().abs() < Z_HELPS && !self.is_shown_by_pairs()
+        self.is_nothing()
+            || (self.dispersion >= DISPERSED && self.z().abs() < Z_HELPS && !self.is_shown_by_pairs())
     }
 
     fn is_shown_by_pairs(self) -> bool {

@@ -118,6 +118,7 @@ impl Governor {
         for signal in Signal::ALL {
             self.forget(Objective { victim: id, signal });
         }
+        self.objectives.values_mut().for_each(|watched| watched.forget(id));
         self.be.remove(&id);
         self.system.remove(&id);
         self.plan.restraints.remove(&id);

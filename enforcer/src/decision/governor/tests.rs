@@ -425,6 +425,22 @@ fn a_trial_of_be_that_ends_meanwhile_proves_nothing() {
     assert!(node.limit.is_some() && !node.reasons.contains(&"no_help"), "{:?}", node.reasons);
 }
 
+/// The kernel refuses the quota, or somebody else sets it all the time.
+#[test]
+fn a_be_that_was_not_stopped_in_its_trial_is_not_called_harmless() {
+    let mut governor = governor(&groups(1), Mode::Enforce);
+    let decide = |tick: u32| {
+        let groups = vec![web(100, 5), batch(WANTS_CORES)];
+        let node = Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, ..Snapshot::default() };
+        governor.decide(&node).clone()
+    };
+    let plans: Vec<_> = (1..300).map(decide).collect();
+    let is_told = |plan: &Plan| matches!(plan.reason, Reason::NoHelp { effect, .. } if effect.is_nothing());
+    assert!(plans.iter().any(is_told), "{:?}", labels(&plans));
+    let causes: Vec<_> = plans.iter().flat_map(|plan| &plan.verdicts).map(|verdict| verdict.cause).collect();
+    assert!(causes.iter().all(|cause| *cause == Cause::Unknown), "{causes:?}");
+}
+
 #[test]
 fn waits_of_a_busy_past_do_not_hide_who_struck() {
     let mut governor = governor(&groups(1), Mode::Enforce);

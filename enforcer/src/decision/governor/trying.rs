@@ -17,6 +17,8 @@ const AIM: f64 = 0.7;
 const FIRST_SHARE_MAX: f64 = 0.6;
 /// So many BE workloads are tried one by one before all together.
 const SINGLES_MAX: usize = 3;
+/// BE that uses more than this part of its CPUs while it should stand still was not stopped.
+const NOT_STOPPED: f64 = 0.5;
 
 /// A trial that goes on.
 #[derive(Debug)]
@@ -33,6 +35,17 @@ pub struct Trying {
     pub proven: Option<Squeeze>,
     /// BE that is not stopped yields.
     pub yields: Option<Yielding>,
+    /// What they used while they were stopped, and while they were not.
+    pub stopped: Usage,
+    pub running: Usage,
+    pub observed_until: Duration,
+}
+
+/// CPUs used over some time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    core_seconds: f64,
+    seconds: f64,
 }
 
 impl Governor {
@@ -76,7 +89,18 @@ impl Governor {
         let now = self.taken_at;
         let seed = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
         let trial = Trial::start(now, self.objectives[&watched].rate_hz, seed);
-        Trying { trial, watched, who, ran_at: now, next, proven, yields: None }
+        Trying {
+            trial,
+            watched,
+            who,
+            ran_at: now,
+            next,
+            proven,
+            yields: None,
+            stopped: Usage::default(),
+            running: Usage::default(),
+            observed_until: now,
+        }
     }
 
     pub(super) fn go_on_trying(&mut self, mut trying: Trying, node: &Snapshot, spoilt: bool) -> Phase {
@@ -86,7 +110,12 @@ impl Governor {
         if trying.who.iter().any(|id| self.be[id].runs_now(node)) {
             trying.ran_at = now;
         }
-        match trying.trial.observe(now, (!spoilt).then_some(tally)) {
+        trying.note_usage(now, node);
+        let step = match trying.trial.observe(now, (!spoilt).then_some(tally)) {
+            Step::NoHelp(_) if trying.was_not_carried_out() => Step::NoHelp(Effect::default()),
+            step => step,
+        };
+        match step {
             Step::Continue { .. } => Phase::Trying(trying),
             Step::NoHelp(_) | Step::Met(_) if now > trying.ran_at + trying.trial.longest_stop() => {
                 // It ended by itself meanwhile, or yields to too many: nothing was compared.
@@ -153,9 +182,30 @@ impl Governor {
 }
 
 impl Trying {
+    /// Takes note of what they used since the last snapshot.
+    fn note_usage(&mut self, now: Duration, node: &Snapshot) {
+        let seconds = now.saturating_sub(self.observed_until).as_secs_f64();
+        self.observed_until = now;
+        let cores: f64 = self.who.iter().filter_map(|id| node.group(*id).cpu_cores).sum();
+        let usage = if self.trial.stops_be() { &mut self.stopped } else { &mut self.running };
+        usage.core_seconds += cores * seconds;
+        usage.seconds += seconds;
+    }
+
+    /// Whether they ran on while they should stand still: the kernel refused the quota, or somebody else had set it.
+    fn was_not_carried_out(&self) -> bool {
+        self.stopped.cores() > NOT_STOPPED * self.running.cores()
+    }
+
     /// Nothing came of it.
     pub fn given_up(self) -> Phase {
         Phase::after(self.yields)
+    }
+}
+
+impl Usage {
+    fn cores(self) -> f64 {
+        self.core_seconds / self.seconds.max(1e-3)
     }
 }
 

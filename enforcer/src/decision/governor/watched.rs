@@ -133,6 +133,13 @@ impl Watched {
         }
     }
 
+    /// A group that it may have waited for went.
+    pub fn forget(&mut self, group: GroupId) {
+        for waited in [&mut self.waited, &mut self.lately] {
+            waited.forget(group);
+        }
+    }
+
     /// What it waited for when slow ones came.
     const fn evident(&self) -> &Waited {
         if self.alarm.is_sudden() { &self.lately } else { &self.waited }
