@@ -22,6 +22,8 @@ use tracing_subscriber::EnvFilter;
 const ADDRESS: &str = "127.0.0.1:9317";
 /// Five ticks.
 const WATCHDOG: &str = "500ms";
+/// An agent with time to spare begins a tick every 250 ms.
+const WATCHDOG_MIN: Duration = Duration::from_millis(400);
 
 /// Lets batch work use what latency-sensitive services leave idle, without hurting them.
 #[derive(Parser)]
@@ -89,7 +91,7 @@ enum Command {
     /// at once, as in a container, let a guardian run beside it, with the same --state-dir.
     Guardian {
         /// An agent that begins no tick for so long hangs.
-        #[arg(long, default_value = WATCHDOG, value_name = "TIME", value_parser = humantime::parse_duration)]
+        #[arg(long, default_value = WATCHDOG, value_name = "TIME", value_parser = watchdog)]
         watchdog: Duration,
         /// End when the agent has ended.
         #[arg(long)]
@@ -188,7 +190,7 @@ struct AgentArgs {
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
     /// A guardian takes this agent for hung when it begins no tick for so long.
-    #[arg(long, default_value = WATCHDOG, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = WATCHDOG, value_name = "TIME", value_parser = watchdog)]
     watchdog: Duration,
     /// Start no guardian: another one watches, or none shall.
     #[arg(long)]
@@ -219,11 +221,14 @@ struct Place {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let log = tracing_subscriber::fmt().with_env_filter(log_filter());
-    log.with_writer(std::io::stderr).with_target(false).init();
+    // Whoever reads the log may end: that is no reason to end as well.
+    log.with_writer(std::io::stderr).log_internal_errors(false).with_target(false).init();
     // A small program gains nothing from huge pages, and one alone would double its memory.
     rustix::thread::disable_transparent_huge_pages(true).ok();
-    if matches!(cli.command, Command::Agent(_) | Command::Guardian { .. }) {
-        urgency::go_first();
+    match cli.command {
+        Command::Agent(_) | Command::Guardian { .. } => urgency::go_first(),
+        Command::Controller(_) | Command::Webhook(_) => {}
+        _ => end_with_the_reader(),
     }
     let result = match cli.command {
         Command::Agent(args) => run_agent(args),
@@ -260,6 +265,22 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// How long an agent may be silent.
+fn watchdog(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|err| err.to_string())?;
+    if time < WATCHDOG_MIN {
+        let least = humantime::format_duration(WATCHDOG_MIN);
+        return Err(format!("at least {least}: an agent that is well begins a tick every 100 to 250 ms"));
+    }
+    Ok(time)
+}
+
+/// Whoever prints for `head` or a pager ends quietly when that does, as programs do that are not written in Rust.
+fn end_with_the_reader() {
+    // SAFETY: no other thread runs yet, and no handler is installed.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 /// What is logged: `ENFORCER_LOG`, in which modules may be named. What the API server cannot be asked or told is said by

@@ -87,7 +87,7 @@ impl Specs {
 
     fn of(&self, id: GroupId, member: &Member, meter: &Meter, mounts: &Mounts) -> Standing {
         let mut standing = Standing::new();
-        let Some((top, _)) = meter.tops_of(id, mounts.cpu_hierarchy()).next() else { return standing };
+        let Some(top) = meter.tops_of(id, mounts.cpu_hierarchy()).next() else { return standing };
         let pod = &member.pod;
         let mut put = |hierarchy: Option<Hierarchy>, path: &Path, setting: Setting| {
             let Some(hierarchy) = hierarchy else { return };
@@ -210,10 +210,11 @@ fn lent(container: &Container) -> Lent {
     }
 }
 
-/// `None`: no limit, so nothing to save from.
+/// `None`: no limit, so nothing to save from. The kernel takes no burst above the quota (`tg_set_cfs_bandwidth` in
+/// kernel/sched/core.c), whatever Koordinator's percentage, which is made for kernels that do.
 fn burst_us(container: &Container, burst: Burst) -> Option<u64> {
     let milli = u64::try_from(container.limit.cpu_milli.filter(|milli| *milli > 0)?).ok()?;
-    let percent = u64::try_from(burst.cpu_burst_percent).ok()?;
+    let percent = u64::try_from(burst.cpu_burst_percent).ok()?.min(100);
     Some(milli * PERIOD_US / 1_000 * percent / 100)
 }
 

@@ -24,14 +24,14 @@ use crate::{
 /// Media type of [`render`]'s text.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// All metrics in the text exposition format.
-pub fn render(ledger: &Ledger, process: &Process) -> String {
+/// All metrics in the text exposition format. `process`: `None` if it could not be read.
+pub fn render(ledger: &Ledger, process: Option<&Process>) -> String {
     let families = families(ledger, process);
     TextEncoder::new().encode_to_string(&families).expect("BUG: a metric family without samples or name")
 }
 
 /// What the agent itself costs, from `/proc/self`.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Process {
     pub cpu: Duration,
     pub resident_bytes: u64,
@@ -55,7 +55,7 @@ impl Process {
     }
 }
 
-fn families(ledger: &Ledger, process: &Process) -> Vec<MetricFamily> {
+fn families(ledger: &Ledger, process: Option<&Process>) -> Vec<MetricFamily> {
     let mut families = node(ledger);
     families.push(joins(ledger));
     families.extend(cluster(ledger));
@@ -64,7 +64,13 @@ fn families(ledger: &Ledger, process: &Process) -> Vec<MetricFamily> {
     families.extend(requests(&ledger.groups));
     families.extend(memory(ledger));
     families.extend(promises(ledger));
-    families.extend([
+    families.extend(process.into_iter().flat_map(costs));
+    families.retain(|family| !family.get_metric().is_empty());
+    families
+}
+
+fn costs(process: &Process) -> [MetricFamily; 4] {
+    [
         counter(
             "process_cpu_seconds_total",
             "CPU time that the agent used",
@@ -81,9 +87,7 @@ fn families(ledger: &Ledger, process: &Process) -> Vec<MetricFamily> {
             "When the agent started, since the epoch",
             [sample([], process.started_at as f64)],
         ),
-    ]);
-    families.retain(|family| !family.get_metric().is_empty());
-    families
+    ]
 }
 
 fn node(ledger: &Ledger) -> Vec<MetricFamily> {

@@ -90,8 +90,8 @@ pub fn serve(address: SocketAddr, shared: Shared) -> std::io::Result<SocketAddr>
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
-    let process = Process::read().unwrap_or_default();
-    let text = metrics::render(&shared.lock().ledger, &process);
+    let process = Process::read();
+    let text = metrics::render(&shared.lock().ledger, process.as_ref());
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }
 

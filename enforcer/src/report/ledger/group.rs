@@ -180,6 +180,9 @@ impl GroupLedger {
         if from.is_some() {
             *to = from.take();
         }
+        if put_by {
+            self.waiting = None;
+        }
     }
 
     /// Notes what was counted of a signal until `now`. Without an objective nothing is promised and nothing used up.

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Stands for the columns of groups that went.
-const ENDED: u32 = u32::MAX;
+pub const ENDED: u32 = u32::MAX;
 /// Windows for people cover one to two of these.
 const HALF_WINDOW: Duration = Duration::from_secs(5);
 
@@ -273,10 +273,7 @@ mod tests {
         decision::{cause::Cause, plan::Objective},
         model::Signal,
         policy::{EXAMPLE, Policy},
-        report::{
-            metrics::{self, Process},
-            status::Status,
-        },
+        report::{metrics, status::Status},
         signal::tally::Tally,
     };
 
@@ -300,7 +297,7 @@ mod tests {
     }
 
     fn metrics(ledger: &Ledger) -> String {
-        metrics::render(ledger, &Process::default())
+        metrics::render(ledger, None)
     }
 
     #[test]
