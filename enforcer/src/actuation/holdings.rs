@@ -31,11 +31,15 @@ impl Held {
     /// Remembers the owner's value.
     ///
     /// # Errors
-    /// What the file system says.
+    /// What the file system says; [`setting::Error::Gone`] where a later directory has the name already: what holds there is
+    /// not this one's owner's wish.
     pub fn take(directory: &Directory, Key { knob, path }: &Key) -> Result<Self, setting::Error> {
         let file = SettingFile::new(directory.hierarchy, path.clone(), *knob);
         let owner = file.read()?;
         let entry = Entry::new(directory.hierarchy, path.clone(), directory.inode, owner);
+        if !entry.is_of_its_directory() {
+            return Err(setting::Error::Gone(path.clone()));
+        }
         Ok(Self { file, entry, yielded_until: Duration::ZERO, pending: None })
     }
 

@@ -38,6 +38,11 @@ pub enum Error {
     Busy(PathBuf),
     #[error("{path} is no journal ({what}): look at it, restore by hand what it names, and remove it")]
     Garbled { path: PathBuf, what: String },
+    #[error(
+        "{0} was removed while this enforcer ran, so that its limits could no longer be written down: give it a state \
+         directory of its own with --state-dir, which nobody else tidies up"
+    )]
+    Removed(PathBuf),
 }
 
 /// What a line says of a setting. The last one holds.
@@ -144,12 +149,16 @@ impl Entry {
     /// Puts the owner's value back, unless somebody else wrote meanwhile. Whether something was written.
     ///
     /// # Errors
-    /// What the file system says; [`setting::Error::Gone`] where a later directory has the name.
+    /// What the file system says; [`setting::Error::Gone`] where a later directory has the name, or the controller was taken off
+    /// it: what was set went with the file.
     pub fn restore(&self, file: &SettingFile) -> Result<bool, setting::Error> {
         if !self.is_of_its_directory() {
             return Err(setting::Error::Gone(self.directory.clone()));
         }
-        let found = file.read()?;
+        let found = file.read().map_err(|err| match err {
+            setting::Error::Missing { directory, .. } => setting::Error::Gone(directory),
+            err => err,
+        })?;
         if found == self.owner || !self.knows(&found) {
             return Ok(false);
         }
@@ -177,7 +186,7 @@ pub struct Journal {
     file: Option<(fs::File, usize)>,
     /// Reused: the lines of one change.
     text: Vec<u8>,
-    #[expect(dead_code, reason = "locked while open")]
+    /// Locked while open.
     lock: fs::File,
 }
 
@@ -217,6 +226,16 @@ impl Journal {
         }
     }
 
+    /// Whether whoever looks for it finds this lock. Once its directory was removed, a guardian takes the agent for dead.
+    ///
+    /// # Errors
+    /// [`Error::Removed`].
+    pub fn check(&self) -> Result<(), Error> {
+        let is_there = self.lock.metadata().is_ok_and(|metadata| metadata.nlink() > 0);
+        let state_dir = || self.path.parent().unwrap_or(Path::new("/")).to_owned();
+        if is_there { Ok(()) } else { Err(Error::Removed(state_dir())) }
+    }
+
     /// Writes down what holds now of the settings that changed since the last call. `entries`: all whose owner's values are
     /// replaced.
     ///
@@ -240,7 +259,11 @@ impl Journal {
         if lines == 0 || self.append(lines, entries.len()) {
             return Ok(());
         }
-        self.write_anew(entries).map_err(|source| Error::Io { path: self.path.clone(), source })
+        match self.write_anew(entries) {
+            // Nothing is held, and nothing that says otherwise is there.
+            Err(err) if err.kind() == io::ErrorKind::NotFound && entries.is_empty() => Ok(()),
+            written => written.map_err(|source| Error::Io { path: self.path.clone(), source }),
+        }
     }
 
     /// Whether the lines are in the file now. `held`: lines that a new one would have.
@@ -354,7 +377,7 @@ fn restore_one(entry: &Entry, mounts: &Mounts) -> Result<bool, setting::Error> {
             && !entry.directory.components().any(|part| part == Component::ParentDir)
     };
     if !mounts.mount(entry.hierarchy).is_some_and(inside) {
-        return Err(setting::Error::Gone(entry.directory.clone()));
+        return Err(setting::Error::Outside(entry.directory.clone()));
     }
     entry.restore(&SettingFile::new(entry.hierarchy, entry.directory.clone(), entry.knob()))
 }

@@ -131,6 +131,14 @@ impl Actuator {
         self.held.len()
     }
 
+    /// Whether what is written can be put back by others, should this process die.
+    ///
+    /// # Errors
+    /// [`journal::Error::Removed`].
+    pub fn check_journal(&self) -> Result<(), journal::Error> {
+        self.journal.check()
+    }
+
     /// From now on these are standing settings, and `gone`, as far as they are not among them, no longer are.
     pub fn stand(&mut self, gone: &[Key], new: Standing) {
         // Nothing would ever take them in, and they would pile up.
@@ -231,6 +239,10 @@ impl Actuator {
     /// The journal knows of it.
     fn write(&mut self, key: &Key, applied: &mut Applied) {
         let held = self.held.get_mut(key).expect("BUG: due and not held");
+        if !held.entry().is_of_its_directory() {
+            // Another one has its name by now, and its owner's value is not known.
+            return self.held.remove(key);
+        }
         let (hierarchy, ours) = (held.entry().hierarchy, &held.entry().ours);
         if !ours.may_block() {
             let written = held.file.write(ours);

@@ -220,6 +220,44 @@ fn what_a_killed_agent_left_is_restored_from_the_journal() {
     assert_eq!(host.journal().restore(&host.mounts()).unwrap().written, 0, "only once");
 }
 
+/// systemd does that where no unit needs the controller any more.
+#[test]
+fn a_limit_goes_with_the_controller() {
+    let mut host = Host::new(&["batch"]);
+    let mut actuator = host.actuator();
+    host.apply(&mut actuator, &[(&host.directory("batch"), 200)]);
+    fs::remove_file(host.root.path().join("v2/batch/cpu.max")).unwrap();
+    let applied = actuator.finish();
+    assert!(applied.errors.is_empty() && actuator.held() == 0, "{applied:?}");
+}
+
+#[test]
+fn an_agent_whose_state_directory_is_gone_restores_and_says_so() {
+    let mut host = Host::new(&["batch"]);
+    let mut actuator = host.actuator();
+    host.apply(&mut actuator, &[(&host.directory("batch"), 200)]);
+    assert!(actuator.check_journal().is_ok());
+    fs::remove_dir_all(host.root.path().join("run")).unwrap();
+    let gone = actuator.check_journal().unwrap_err();
+    assert!(gone.to_string().contains("--state-dir"), "{gone}");
+    let applied = actuator.finish();
+    assert!(applied.errors.is_empty(), "{:?}", applied.errors);
+    assert_eq!(host.limit("batch"), OWNER);
+}
+
+#[test]
+fn what_holds_in_a_directory_that_was_made_again_unseen_is_not_taken_for_the_owners() {
+    let mut host = Host::new(&["a"]);
+    let (mut actuator, first) = (host.actuator(), host.directory("a"));
+    let v2 = host.root.path().join("v2");
+    fs::rename(v2.join("a"), v2.join("earlier")).unwrap();
+    fs::create_dir(v2.join("a")).unwrap();
+    host.set("a", "500000 1000000");
+    let applied = host.apply(&mut actuator, &[(&first, 200)]);
+    assert!(applied.errors.is_empty(), "{:?}", applied.errors);
+    assert_eq!((applied.writes, actuator.held(), host.limit("a").as_str()), (0, 0, "500000 1000000"));
+}
+
 #[test]
 fn a_foreign_value_is_the_owners_new_wish() {
     let mut host = Host::new(&["batch"]);
@@ -391,7 +429,10 @@ fn a_journal_that_names_other_places_is_not_followed() {
         let entries: BTreeMap<Key, Entry> = [(Key::new(entry.knob(), entry.directory.clone()), entry)].into();
         host.journal().save(entries.keys(), &entries).unwrap();
         let restored = host.journal().restore(&host.mounts()).unwrap();
-        assert_eq!((restored.written, restored.untouched), (0, 1));
+        assert_eq!((restored.written, restored.untouched), (0, 0));
+        assert!(restored.errors[0].to_string().contains("--cgroup-root"), "{:?}", restored.errors);
+        let left = fs::read_to_string(host.root.path().join("run/journal.jsonl")).unwrap();
+        assert_eq!(left.lines().count(), 1, "an agent with the right root may yet come");
     }
     assert_eq!(fs::read_to_string(elsewhere.join("cpu.max")).unwrap(), "200000 1000000");
 }

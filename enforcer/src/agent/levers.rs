@@ -14,7 +14,7 @@ use crate::{
 
 /// Levers that work on every directory of a group; none where it has no directory.
 pub fn of(group: GroupId, meter: &Meter, mounts: &Mounts) -> Levers {
-    let tops = |hierarchy| meter.tops_of(group, hierarchy).map(|(directory, _)| directory);
+    let tops = |hierarchy| meter.tops_of(group, hierarchy);
     let all = |hierarchy, works: &dyn Fn(&Directory) -> bool| {
         tops(hierarchy).next().is_some() && tops(hierarchy).all(works)
     };

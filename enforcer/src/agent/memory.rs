@@ -1,6 +1,6 @@
 //! Memory of the groups, by the files of their directories, and who is likely to use what a victim lacks.
 
-use std::{collections::HashMap, ffi::OsString, time::Duration};
+use std::{collections::HashMap, ffi::OsString, path::Path, time::Duration};
 
 use enforcer_ebpf::layout::StallCause;
 
@@ -176,6 +176,11 @@ impl MemoryMeter {
         self.directories.insert(path.clone().into_os_string(), looked);
         // Known from now on, and nothing yet.
         self.groups[group].new.add(Difference::between(&reading, &reading));
+    }
+
+    /// What a directory of a group used when it was looked at last, by its path below the mount point. `None`: not known.
+    pub fn bytes_of(&self, path: &Path) -> Option<u64> {
+        self.directories.get(path.as_os_str())?.reading.bytes
     }
 
     /// What a group uses and the kernel cannot take away, when it was looked at last. `None`: not known.

@@ -198,6 +198,10 @@ impl Agent {
                     }
                 }
                 () = tokio::time::sleep_until((self.started + next_tick).into()) => {
+                    if let Err(err) = self.actuator.check_journal() {
+                        self.actuator.finish();
+                        return Err(err.into());
+                    }
                     self.tick(onset.take(), next_tick < due);
                     let now = self.snapshot.taken_at;
                     let tick = self.tick_length();
@@ -305,7 +309,8 @@ impl Agent {
     }
 
     fn act(&mut self, now: Duration) {
-        let targets = targets::of(&self.plan, &self.meter, self.tree.mounts(), &self.online);
+        let mounts = self.tree.mounts();
+        let targets = targets::of(&self.plan, &self.meter, &self.memory, mounts, &self.online);
         let applied = self.actuator.apply(now, &targets);
         self.counts.writes += applied.writes;
         self.counts.foreign_writes += applied.foreign;

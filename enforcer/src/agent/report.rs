@@ -12,6 +12,7 @@ impl Agent {
     pub(super) fn report(&mut self, now: Duration) {
         let guarded = self.watch_guardian();
         self.meter.look_at_throttling(now, self.tree.mounts());
+        self.look_at_some_levers(now);
         let elapsed = now.saturating_sub(self.reported_at);
         self.memory.look(now, &self.meter, self.tree.mounts());
         let (cost, shedder) = (&self.cost, &self.shedder);

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use super::{Agent, levers, pods};
+use super::{Agent, citizen::Citizen, levers, pods};
 use crate::{
     cgroup::tree::{Change, Directory},
     model::GroupId,
@@ -15,6 +15,8 @@ use crate::{
 
 /// Complaints about the same thing come this often at most.
 const COMPLAINTS: Duration = Duration::from_mins(1);
+/// Seconds until every group's levers were looked at again.
+const LEVER_LOOKS: u64 = 10;
 
 impl Agent {
     /// A group came, or what holds for it has changed. One of the policy is in the recording's header.
@@ -83,14 +85,17 @@ impl Agent {
     fn take_in(&mut self, changes: Vec<Change>, now: Duration) {
         let mut regrouped: Vec<GroupId> = Vec::new();
         let mut may_have_room = self.meter.has_uncounted() && now >= self.report_at;
-        for change in changes {
-            let (Change::Appeared(directory) | Change::Vanished(directory)) = &change;
+        let mut touch = |directory: &Directory, cluster: &mut Option<Citizen>| {
             if directory.is_top && !regrouped.contains(&directory.group) {
                 regrouped.push(directory.group);
             }
-            if let Some(cluster) = &mut self.cluster {
+            if let Some(cluster) = cluster {
                 cluster.touch(directory.group);
             }
+        };
+        for change in changes {
+            let (Change::Appeared(directory) | Change::Vanished(directory)) = &change;
+            touch(directory, &mut self.cluster);
             match change {
                 Change::Appeared(directory) => self.count(directory, now),
                 Change::Vanished(directory) => {
@@ -101,16 +106,29 @@ impl Agent {
         }
         if may_have_room {
             for directory in self.meter.take_uncounted() {
+                touch(&directory, &mut self.cluster);
                 self.count(directory, now);
             }
         }
         for group in regrouped {
-            let Some(policy) = self.groups.get(group) else { continue };
-            if policy.class == Class::BE {
-                let levers = levers::of(group, &self.meter, self.tree.mounts());
-                self.meter.set_levers(group, levers.and(policy.levers));
-            }
+            self.look_at_levers(group);
         }
+    }
+
+    /// What a group can be held back with changes when its directories do, and when controllers are enabled or taken off
+    /// them, of which nothing tells: some groups per second have their turn.
+    pub(super) fn look_at_some_levers(&mut self, now: Duration) {
+        let has_its_turn = |id: &GroupId| (now.as_secs() + id.0 as u64).is_multiple_of(LEVER_LOOKS);
+        let groups: Vec<GroupId> = self.groups.iter().map(|(id, _)| id).filter(has_its_turn).collect();
+        for group in groups {
+            self.look_at_levers(group);
+        }
+    }
+
+    fn look_at_levers(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get(id).filter(|group| group.class == Class::BE) else { return };
+        let levers = levers::of(id, &self.meter, self.tree.mounts());
+        self.meter.set_levers(id, levers.and(group.levers));
     }
 
     fn count(&mut self, directory: Directory, now: Duration) {

@@ -2,9 +2,12 @@
 
 use std::{borrow::Cow, os::unix::fs::MetadataExt as _};
 
-use super::meter::Meter;
+use super::{memory::MemoryMeter, meter::Meter};
 use crate::{
-    actuation::{Target, split::equal_part},
+    actuation::{
+        Target,
+        split::{memory_part, quota_part},
+    },
     cgroup::{
         cpu_list::CpuList,
         hierarchy::{Hierarchy, Mounts},
@@ -17,22 +20,27 @@ use crate::{
 };
 
 /// What is to be in force, directory by directory. `online`: the CPUs of the node.
-pub fn of<'a>(plan: &Plan, meter: &'a Meter, mounts: &Mounts, online: &CpuList) -> Vec<Target<'a>> {
+pub fn of<'a>(
+    plan: &Plan,
+    meter: &'a Meter,
+    memory: &MemoryMeter,
+    mounts: &Mounts,
+    online: &CpuList,
+) -> Vec<Target<'a>> {
     let mut targets = Vec::new();
     for (&group, restraint) in &plan.restraints {
         let tops = |hierarchy| meter.tops_of(group, hierarchy);
         if restraint.frozen && mounts.v2.is_some() {
-            let frozen = |(directory, _)| target(Cow::Borrowed(directory), Setting::Frozen(true));
+            let frozen = |directory| target(Cow::Borrowed(directory), Setting::Frozen(true));
             targets.extend(tops(Hierarchy::V2).map(frozen));
         }
         if restraint.idle {
-            let idle = |(directory, _)| target(Cow::Borrowed(directory), Setting::Priority(Priority::Idle));
+            let idle = |directory| target(Cow::Borrowed(directory), Setting::Priority(Priority::Idle));
             targets.extend(tops(mounts.cpu_hierarchy()).map(idle));
         }
         if let Some(limit) = restraint.quota {
-            let running = tops(mounts.cpu_hierarchy()).filter(|(_, runs)| *runs).count();
-            let limit = equal_part(limit, running);
-            targets.extend(tops(mounts.cpu_hierarchy()).map(|(directory, _)| Target {
+            let limit = quota_part(limit, &meter.cores_by_top(group, mounts.cpu_hierarchy()));
+            targets.extend(tops(mounts.cpu_hierarchy()).map(|directory| Target {
                 directory: Cow::Borrowed(directory),
                 setting: Setting::Quota(limit),
                 below: meter.below(directory),
@@ -40,11 +48,10 @@ pub fn of<'a>(plan: &Plan, meter: &'a Meter, mounts: &Mounts, online: &CpuList) 
         }
         targets.extend(cpus(group, restraint, meter, mounts, online));
         if let (Some(high), Some(hierarchy)) = (restraint.memory_high, mounts.memory_hierarchy()) {
-            // What does not run holds memory as well.
-            let parts = tops(hierarchy).count().max(1) as u64;
-            let high = Setting::MemoryHigh(Some(whole_pages(high / parts)));
-            targets
-                .extend(tops(hierarchy).map(|(directory, _)| target(Cow::Borrowed(directory), high.clone())));
+            let bytes = |directory: &Directory| memory.bytes_of(&directory.path).unwrap_or_default();
+            let bytes: Vec<u64> = tops(hierarchy).map(bytes).collect();
+            let high = Setting::MemoryHigh(Some(whole_pages(memory_part(high, &bytes))));
+            targets.extend(tops(hierarchy).map(|directory| target(Cow::Borrowed(directory), high.clone())));
         }
     }
     targets
@@ -65,7 +72,7 @@ fn cpus<'a>(
     };
     let setting = Setting::Cpus(online.last(count as usize));
     let mut pinned = Vec::new();
-    for (top, _) in meter.tops_of(group, mounts.cpu_hierarchy()) {
+    for top in meter.tops_of(group, mounts.cpu_hierarchy()) {
         if top.hierarchy == hierarchy {
             pinned.push(Cow::Borrowed(top));
             continue;

@@ -24,6 +24,11 @@ pub enum Error {
     /// The cgroup ended. Expected; the next scan will not contain it.
     #[error("{0} is gone")]
     Gone(PathBuf),
+    #[error(
+        "{0} lies outside of the cgroup root: name the earlier agent's with --cgroup-root, or restore what the journal says of \
+         it by hand and remove the journal"
+    )]
+    Outside(PathBuf),
     #[error("{directory} has no {file}: {cure}")]
     Missing { directory: PathBuf, file: &'static str, cure: &'static str },
     #[error("{directory} refuses {value}: {why}")]

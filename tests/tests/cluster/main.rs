@@ -1,5 +1,6 @@
 //! A real node: kubelet, containerd and the API server of `cargo xtask cluster`.
 
+mod churn;
 mod citizen;
 mod daemon_set;
 mod daemons;
@@ -41,6 +42,11 @@ fn main() {
         trial("what_an_agent_that_is_gone_had_lent_is_taken_back", &[Cluster], lending::controller),
         trial("uninstalling_takes_back_what_was_lent", &[Cluster], lending::remove_all),
         trial("pods_are_joined_to_their_cgroups_within_a_second", &[Cluster], join::within_a_second),
+        trial(
+            "blame_ends_with_the_pod_and_its_place_is_used_again",
+            &[Cluster],
+            churn::blame_ends_with_the_pod,
+        ),
         trial("specs_of_batch_pods_are_in_force", &[Cluster], join::specs_are_in_force),
         trial("batch_pods_are_bound_to_what_is_lent", &[Cluster], scheduling::by_what_is_lent),
         trial("the_tutorials_pods_become_batch_pods", &[Cluster, Image], webhook::tutorial),

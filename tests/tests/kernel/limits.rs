@@ -19,6 +19,7 @@ use enforcer::{
 use enforcer_rig::{
     process::{Process, workload_in},
     sandbox::Sandbox,
+    wait,
 };
 use enforcer_tests::{
     agent::{Agent, Files, PATIENCE, enforcer},
@@ -255,6 +256,57 @@ pub fn overhead() -> Result<()> {
 
     scene.start_antagonist()?;
     agent.wait_for("BE is squeezed all the same", |agent| Ok(agent.status()?.reason == "squeeze"))?;
+    agent.stop()
+}
+
+/// Whose state directory somebody tidied up: nobody could put right what the agent does from then on.
+pub fn without_state() -> Result<()> {
+    let mut scene = Scene::new("state")?;
+    let owners = scene.set_owners_limit()?;
+    let mut agent = scene.squeezed()?;
+    let begun = Instant::now();
+    fs::remove_dir_all(scene.files.path().join("state"))?;
+    scene.wait_until_restored(&owners, begun)?;
+    let mut status = None;
+    wait::until("the agent ends", PATIENCE, wait::LOOK, || {
+        status = agent.process.ended()?;
+        Ok(status.is_some())
+    })?;
+    let log = scene.files.log()?;
+    ensure!(status.is_some_and(|status| status.code() == Some(2)), "{status:?}");
+    ensure!(log.contains("was removed while this enforcer ran"), "{log}");
+    ensure!(scene.be.cpu_limit()? == owners, "{}", scene.be.cpu_limit()?);
+    Ok(())
+}
+
+/// What two directories of a group get is what the group may have, wherever their tasks are counted.
+pub fn shared_limit() -> Result<()> {
+    let mut scene = Scene::new("shared")?;
+    let second = scene.sandbox.group("be-too", 4096)?;
+    let pattern = |name: &str| format!("{}/{name}", scene.sandbox.path());
+    let one = format!("cgroups: [{}]", pattern("be"));
+    let two = format!("cgroups: [{}, {}]", pattern("be"), pattern("be-too"));
+    let mut agent = Agent::start(&scene.files, &scene.policy().replace(&one, &two), &[])?;
+    let mut command = workload_in(&second)?;
+    let _spins =
+        Process::start("the other antagonist", command.args(["antagonist", "cpu-spin", "--threads", "2"]))?;
+    scene.start_antagonist()?;
+    let cores = |limit: String| -> Result<f64> {
+        let (quota, period) = limit.split_once(' ').with_context(|| format!("a limit of {limit:?}"))?;
+        // "max" or -1: none.
+        let quota_us = quota.parse::<f64>().ok().filter(|quota_us| *quota_us > 0.0);
+        Ok(quota_us.unwrap_or(f64::INFINITY) / period.parse::<f64>()?)
+    };
+    let mut seen = String::new();
+    let shared = agent.wait_for("both share the limit", |agent| {
+        let groups = agent.status()?.groups;
+        let whole = groups.iter().find(|group| group.name == "batch").and_then(|group| group.limit_cores);
+        let parts = [cores(scene.be.cpu_limit()?)?, cores(second.cpu_limit()?)?];
+        seen = format!("{parts:?} of {whole:?}");
+        Ok(whole.is_some_and(|whole| (0.8..=1.05).contains(&(parts.iter().sum::<f64>() / whole))))
+    });
+    shared.context(seen.clone())?;
+    println!("{seen}");
     agent.stop()
 }
 

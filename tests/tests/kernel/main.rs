@@ -133,6 +133,12 @@ fn agent_trials() -> Vec<Trial> {
             &[Root, Probes, TwoCpus],
             limits::overhead,
         ),
+        trial(
+            "an_agent_whose_state_directory_is_removed_restores_and_ends",
+            &[Root, Probes, TwoCpus],
+            limits::without_state,
+        ),
+        trial("directories_of_a_group_share_its_limit", &[Root, Probes, TwoCpus], limits::shared_limit),
         trial("shadow_mode_writes_nothing", &[Root, Probes, TwoCpus], limits::shadow),
         trial(
             "a_v1_parent_is_squeezed_below_its_childrens_limits",

@@ -30,6 +30,8 @@ pub struct Counted {
     memory_reported: MemoryTotals,
     unfinished_ns: u64,
     pub ran_at: Option<Duration>,
+    /// CPUs used, averaged.
+    pub cores: f64,
     pub requests: Option<RequestLinks>,
 }
 
@@ -59,6 +61,7 @@ impl Counted {
             memory_reported: MemoryTotals::default(),
             unfinished_ns: 0,
             ran_at: None,
+            cores: 0.0,
             requests,
         }
     }

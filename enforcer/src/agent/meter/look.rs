@@ -12,7 +12,7 @@ use crate::{
     cgroup::{cpu_stat, hierarchy::Mounts},
     model::{Blame, Culprit, GroupId, GroupSnapshot, Learned, Signal, Snapshot},
     policy::{Class, Slo},
-    signal::{sampling::Sampling, tally::Tally},
+    signal::{average::averaged, sampling::Sampling, tally::Tally},
 };
 
 /// One of so many idle directories is looked at in a tick. One that starts to run is noticed at once all the same, by
@@ -26,6 +26,8 @@ const THROTTLING: Duration = Duration::from_secs(10);
 const CALM_LOOKS: u64 = 16;
 /// What ran and used up its quota runs again after a period, which is a second at most.
 const THROTTLED_FOR: Duration = Duration::from_secs(1);
+/// What a directory uses is averaged over this time.
+const AVERAGE: Duration = Duration::from_secs(1);
 /// Cells of the blame table that are read in one tick at most, per CPU: some 0.1 ms.
 const BLAME_CELLS: usize = 16 << 10;
 
@@ -92,7 +94,9 @@ impl Meter {
         let (group, snapshot) = (&mut self.groups[id], &mut into.groups[id.0]);
         let new = counted.read(&self.counters, &self.running, now);
         let elapsed_ns = (elapsed.as_nanos() as f64).max(1.0);
-        *snapshot.cpu_cores.get_or_insert_default() += new.on_cpu_ns as f64 / elapsed_ns;
+        let cores = new.on_cpu_ns as f64 / elapsed_ns;
+        counted.cores = averaged(counted.cores, cores, elapsed, AVERAGE);
+        *snapshot.cpu_cores.get_or_insert_default() += cores;
         *snapshot.cpu_waits.get_or_insert_default() += new.wait_ns as f64 / elapsed_ns;
         if group.class == Class::BE {
             self.stretch.be_ran(Duration::from_nanos(new.on_cpu_ns));
@@ -127,10 +131,10 @@ impl Meter {
                 if ns == 0 {
                     continue;
                 }
-                let new_ns = ns - group.asked_ns.insert(column, ns).unwrap_or_default();
+                let new_ns = ns.saturating_sub(group.asked_ns.insert(column, ns).unwrap_or_default());
                 if new_ns > 0 {
-                    let waited = Duration::from_nanos(new_ns);
-                    into.blame.push(Blame { victim: id, culprit: culprit(column), waited });
+                    let culprit = if self.ended.contains(&column) { Culprit::Other } else { culprit(column) };
+                    into.blame.push(Blame { victim: id, culprit, waited: Duration::from_nanos(new_ns) });
                 }
             }
         }
@@ -159,7 +163,7 @@ impl Meter {
         }
         for id in due {
             let directories = self.directories_of(id, hierarchy);
-            let times = directories.filter_map(|(directory, _)| {
+            let times = directories.filter_map(|directory| {
                 cpu_stat::throttled(hierarchy, &mounts.point(hierarchy).join(&directory.path))
             });
             let time: Duration = times.sum();

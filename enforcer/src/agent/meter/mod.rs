@@ -7,7 +7,7 @@ mod report;
 mod requests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::Path,
     time::Duration,
 };
@@ -43,6 +43,8 @@ pub struct Meter {
     groups: Places<Group>,
     /// Who has each victim row, or since when nobody has.
     victims: BTreeMap<u32, Row>,
+    /// Culprit columns of groups that went: they keep what they hold until a new group comes.
+    ended: BTreeSet<u32>,
     requests_are_measured: bool,
     memory_probes: bool,
     /// By slot.
@@ -91,6 +93,7 @@ impl Meter {
             slots,
             groups: Places::default(),
             victims,
+            ended: BTreeSet::new(),
             requests_are_measured,
             memory_probes: memory.any_stalls(),
             counted: Vec::new(),
@@ -125,6 +128,11 @@ impl Meter {
         let column = u32::try_from(id.0).expect("the agent limits groups");
         let culprit = FIRST_CULPRIT + column;
         self.counters.clear_culprit(culprit);
+        self.ended.remove(&culprit);
+        for victim in self.groups.values_mut() {
+            victim.blame_ns.remove(&culprit);
+            victim.asked_ns.remove(&culprit);
+        }
         let (victim, result) = if policy.is_victim() { self.row(now) } else { (NO_VICTIM, Ok(())) };
         let mut group = Group::new(policy, victim, culprit, stalls);
         if group.is_victim() {
@@ -156,10 +164,7 @@ impl Meter {
         if let Some(row) = self.victims.get_mut(&group.victim) {
             *row = Row::FreeSince(now);
         }
-        for victim in self.groups.values_mut() {
-            victim.blame_ns.remove(&group.culprit);
-            victim.asked_ns.remove(&group.culprit);
-        }
+        self.ended.insert(group.culprit);
     }
 
     /// From now on this counts as slow.
@@ -228,21 +233,42 @@ impl Meter {
         !self.uncounted.is_empty()
     }
 
-    /// Directories of a group in a hierarchy, and whether each ran lately.
-    fn directories_of(
-        &self,
-        group: GroupId,
-        hierarchy: Hierarchy,
-    ) -> impl Iterator<Item = (&Directory, bool)> {
+    fn counted_of(&self, group: GroupId) -> impl Iterator<Item = &Counted> {
         let slots = self.groups.get(group).map_or(&[][..], |group| &group.slots);
-        let all = slots.iter().filter_map(|slot| self.counted[*slot as usize].as_ref());
-        all.filter(move |counted| counted.directory.hierarchy == hierarchy)
-            .map(|counted| (&counted.directory, counted.runs(self.taken_at)))
+        slots.iter().filter_map(|slot| self.counted[*slot as usize].as_ref())
+    }
+
+    /// Directories of a group in a hierarchy.
+    fn directories_of(&self, group: GroupId, hierarchy: Hierarchy) -> impl Iterator<Item = &Directory> {
+        let all = self.counted_of(group).map(|counted| &counted.directory);
+        all.filter(move |directory| directory.hierarchy == hierarchy)
     }
 
     /// Those that limits go to: the ones that match the policy themselves.
-    pub fn tops_of(&self, group: GroupId, hierarchy: Hierarchy) -> impl Iterator<Item = (&Directory, bool)> {
-        self.directories_of(group, hierarchy).filter(|(directory, _)| directory.is_top)
+    pub fn tops_of(&self, group: GroupId, hierarchy: Hierarchy) -> impl Iterator<Item = &Directory> {
+        self.directories_of(group, hierarchy).filter(|directory| directory.is_top)
+    }
+
+    /// CPUs that each of several of them uses, with everything below, in the same order. A task is counted in one hierarchy
+    /// only, where its directory has the same path.
+    pub fn cores_by_top(&self, group: GroupId, hierarchy: Hierarchy) -> Vec<f64> {
+        let count = self.tops_of(group, hierarchy).count();
+        if count < 2 {
+            return vec![0.0; count];
+        }
+        let places: HashMap<&Path, usize> = self
+            .tops_of(group, hierarchy)
+            .enumerate()
+            .map(|(place, top)| (top.path.as_path(), place))
+            .collect();
+        let mut cores = vec![0.0; count];
+        for counted in self.counted_of(group).filter(|counted| counted.cores > 0.0) {
+            let place = counted.directory.path.ancestors().find_map(|path| places.get(path));
+            if let Some(place) = place {
+                cores[*place] += counted.cores;
+            }
+        }
+        cores
     }
 
     /// Those of all groups, in every hierarchy.
@@ -266,7 +292,7 @@ impl Meter {
         let is_below =
             |directory: &Directory| directory.path != top.path && directory.path.starts_with(&top.path);
         let all = self.directories_of(top.group, top.hierarchy);
-        all.filter(|(directory, _)| is_below(directory)).map(|(directory, _)| directory).collect()
+        all.filter(|directory| is_below(directory)).collect()
     }
 
     /// Notes what a BE group can be held back with.

@@ -1,6 +1,6 @@
 //! What is told of all that was counted.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use enforcer_ebpf::layout::Drop;
 
@@ -10,7 +10,7 @@ use crate::{
     kernel::counters::{Counters, WaitTotals},
     model::Signal,
     policy::Class,
-    report::ledger::{GroupLedger, Ledger, Waiting},
+    report::ledger::{self, GroupLedger, Ledger, Waiting},
     signal::{histogram::Counts, in_flight::Look, pace, tally::Tally},
 };
 
@@ -44,7 +44,7 @@ impl Meter {
                 group.report_waits(&waits, self.taken_at, entry);
                 learned.extend(lessons.hear(id, Signal::RunQueueWait, &group.wait_counts));
                 group.wait_counts.clear();
-                group.report_blame(&self.counters, self.taken_at, entry);
+                group.report_blame(&self.counters, &self.ended, self.taken_at, entry);
             }
             if group.report_requests(&self.counters, self.taken_at, entry, &mut self.fresh) {
                 learned.extend(lessons.hear(id, Signal::RequestLatency, &self.fresh));
@@ -90,8 +90,14 @@ impl Group {
         into.spend(now, Signal::RunQueueWait, tally);
     }
 
-    /// Who ran while it waited.
-    fn report_blame(&mut self, counters: &Counters, now: Duration, into: &mut GroupLedger) {
+    /// Who ran while it waited. `ended`: columns of groups that went.
+    fn report_blame(
+        &mut self,
+        counters: &Counters,
+        ended: &BTreeSet<u32>,
+        now: Duration,
+        into: &mut GroupLedger,
+    ) {
         if !self.is_victim() {
             return;
         }
@@ -102,7 +108,11 @@ impl Group {
                 if now >= self.hot_until {
                     self.asked_ns.insert(culprit, blame_ns);
                 }
-                into.blame.entry(culprit).or_default().add_ns(blame_ns - last_ns);
+                let new_ns = blame_ns.saturating_sub(last_ns);
+                if new_ns > 0 {
+                    let column = if ended.contains(&culprit) { ledger::ENDED } else { culprit };
+                    into.blame.entry(column).or_default().add_ns(new_ns);
+                }
             }
         }
     }
