@@ -1,4 +1,4 @@
-//! How sure one is of a difference between two shares of slow requests. Pure.
+//! How sure one is of a difference between two shares of slow requests, and of a ratio of BE work. Pure.
 
 use serde::Serialize;
 
@@ -12,6 +12,16 @@ pub struct Difference {
     pub high: f64,
     /// Pairs of windows that it comes from.
     pub windows: usize,
+}
+
+/// How much more BE got done, as a ratio, with its 95 % interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Ratio {
+    pub mean: f64,
+    pub low: f64,
+    pub high: f64,
+    /// Pairs of rounds that it comes from.
+    pub rounds: usize,
 }
 
 /// 97.5 % quantiles of Student's t, by degrees of freedom from one on; beyond, the last one is a little too wide.
@@ -48,6 +58,38 @@ pub fn difference<'a>(
     of_pairs(&pairs)
 }
 
+/// BE work under the first policy in parts of that under the second, from the rounds of each.
+///
+/// Rounds stand in pairs, for the host's pace drifts between them; the mean of the ratios' logarithms has Student's interval,
+/// so that it does not matter which of the two is on top. `None`: fewer than two pairs.
+pub fn ratio<'a>(
+    first: impl Iterator<Item = &'a Cell>,
+    second: impl Iterator<Item = &'a Cell>,
+) -> Option<Ratio> {
+    let second: Vec<&Cell> = second.collect();
+    let logarithms: Vec<f64> = first
+        .filter_map(|cell| Some((cell, second.iter().find(|other| other.key.round == cell.key.round)?)))
+        .filter(|(cell, other)| cell.outcome.be_work > 0.0 && other.outcome.be_work > 0.0)
+        .map(|(cell, other)| (cell.outcome.be_work / other.outcome.be_work).ln())
+        .collect();
+    of_logarithms(&logarithms)
+}
+
+fn of_logarithms(logarithms: &[f64]) -> Option<Ratio> {
+    let freedom = logarithms.len().checked_sub(1).filter(|freedom| *freedom > 0)?;
+    let rounds = logarithms.len() as f64;
+    let mean = logarithms.iter().sum::<f64>() / rounds;
+    let squares: f64 = logarithms.iter().map(|logarithm| (logarithm - mean).powi(2)).sum();
+    let half = student(freedom) * (squares / (rounds * freedom as f64)).sqrt();
+    let [mean, low, high] = [mean, mean - half, mean + half].map(f64::exp);
+    Some(Ratio { mean, low, high, rounds: logarithms.len() })
+}
+
+/// With so many degrees of freedom, 1 at least.
+fn student(freedom: usize) -> f64 {
+    STUDENT[(freedom - 1).min(STUDENT.len() - 1)]
+}
+
 fn of_pairs(pairs: &[Pair]) -> Option<Difference> {
     let freedom = pairs.len().checked_sub(1).filter(|freedom| *freedom > 0)?;
     let windows = pairs.len() as f64;
@@ -61,9 +103,8 @@ fn of_pairs(pairs: &[Pair]) -> Option<Difference> {
     };
     let squares: f64 = pairs.iter().map(|pair| (residual(pair, 0) - residual(pair, 1)).powi(2)).sum();
     let error = (squares / (windows * freedom as f64)).sqrt();
-    let student = STUDENT[(freedom - 1).min(STUDENT.len() - 1)];
     let shares = share[0] - share[1];
-    let half = student * error;
+    let half = student(freedom) * error;
     Some(Difference { shares, low: shares - half, high: shares + half, windows: pairs.len() })
 }
 
@@ -102,5 +143,15 @@ mod tests {
     #[test]
     fn one_window_says_nothing_about_its_error() {
         assert_eq!(of_pairs(&pairs(&[[20.0, 10.0]])), None);
+        assert_eq!(of_logarithms(&[0.1]), None);
+    }
+
+    #[test]
+    fn a_ratio_is_the_geometric_mean_and_its_interval_is_students() {
+        // Half and twice as much cancel out: logarithms of -0.693 and 0.693, standard error 0.693, t of one degree 12.706.
+        let found = of_logarithms(&[0.5_f64.ln(), 2.0_f64.ln()]).unwrap();
+        assert!((found.mean - 1.0).abs() < 1e-12, "{found:?}");
+        assert!((found.high.ln() - 12.706 * 2.0_f64.ln()).abs() < 1e-9, "{found:?}");
+        assert!((found.low * found.high - 1.0).abs() < 1e-9, "{found:?}");
     }
 }

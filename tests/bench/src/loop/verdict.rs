@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{
-    interval::{Difference, difference},
+    interval::{Difference, Ratio, difference, ratio},
     policy::Policy,
     summary::{Comparison, Summary},
 };
@@ -47,6 +47,8 @@ pub struct Judgement {
     pub other_policy: Option<Policy>,
     /// Of shares of slow requests.
     pub difference: Option<Difference>,
+    /// Of BE work.
+    pub ratio: Option<Ratio>,
 }
 
 /// At most, of the share of slow requests above the oracle's: one point.
@@ -109,9 +111,7 @@ pub fn judge(comparison: &Comparison<'_>) -> Vec<Judgement> {
                 Some(stock) if !stock.meets(comparison.slo_us) => {
                     Judgement::not_applicable(target, "stock weights miss the SLO")
                 }
-                Some(stock) => {
-                    Judgement::of_work(target, enforcer, stock, STOCK_WORK, |kept| kept >= STOCK_WORK)
-                }
+                Some(stock) => Judgement::of_work(target, comparison, enforcer, stock, STOCK_WORK),
             },
         }
     };
@@ -127,11 +127,8 @@ fn slow_like_oracle(comparison: &Comparison<'_>, enforcer: &Summary, oracle: &Su
 
 fn work_like_oracle(comparison: &Comparison<'_>, enforcer: &Summary, oracle: &Summary) -> Judgement {
     let target = Target::WorkLikeOracle;
-    if comparison.scenario.load.is_constant() {
-        Judgement::of_work(target, enforcer, oracle, ORACLE_WORK, |kept| kept >= ORACLE_WORK)
-    } else {
-        Judgement::of_work(target, enforcer, oracle, 1.0, |kept| kept > 1.0)
-    }
+    let wanted = if comparison.scenario.load.is_constant() { ORACLE_WORK } else { 1.0 };
+    Judgement::of_work(target, comparison, enforcer, oracle, wanted)
 }
 
 fn beside_koordinator(
@@ -148,7 +145,7 @@ fn beside_koordinator(
         (Target::SlowerRequestsThanKoordinator, true) => {
             Judgement::not_applicable(target, "Koordinator's rule meets the SLO")
         }
-        (_, true) => Judgement::of_work(target, enforcer, rule, 1.0, |kept| kept > 1.0),
+        (_, true) => Judgement::of_work(target, comparison, enforcer, rule, 1.0),
         (_, false) => Judgement::not_applicable(target, "Koordinator's rule misses the SLO"),
     }
 }
@@ -163,6 +160,7 @@ impl Judgement {
             other: None,
             other_policy: None,
             difference: None,
+            ratio: None,
         }
     }
 
@@ -201,35 +199,49 @@ impl Judgement {
             other: Some(other.slow_share),
             other_policy: Some(other.policy),
             difference,
+            ratio: None,
         }
     }
 
-    /// Compares medians of BE work.
+    /// Compares medians of BE work. `wanted`: so much of the other's, or if that is all of it, more.
     fn of_work(
         target: Target,
+        comparison: &Comparison<'_>,
         enforcer: &Summary,
         other: &Summary,
         wanted: f64,
-        is_met: impl Fn(f64) -> bool,
     ) -> Self {
         let (own, others) = (enforcer.be_work.median, other.be_work.median);
         // BE that does nothing elsewhere cannot do less here.
         let kept = if others > 0.0 { own / others } else { f64::INFINITY };
+        let found = ratio(comparison.cells(Policy::Enforcer), comparison.cells(other.policy));
+        let interval = found.map_or_else(String::new, |found| {
+            let is_noise = found.low <= wanted && found.high >= wanted;
+            format!(
+                "; of the rounds' pairs {:.0} %, 95 % interval {:.0} to {:.0} %{}",
+                found.mean * 100.0,
+                found.low * 100.0,
+                found.high * 100.0,
+                if is_noise { ", no more than noise" } else { "" }
+            )
+        });
         let why = format!(
-            "enforcer {own:.1}, {} {others:.1}: {:.0} % (wanted {} {:.0} %)",
+            "enforcer {own:.1}, {} {others:.1}: {:.0} % (wanted {} {:.0} %){interval}",
             other.policy,
             kept * 100.0,
             if wanted < 1.0 { "at least" } else { "more than" },
             wanted * 100.0
         );
+        let is_met = if wanted < 1.0 { kept >= wanted } else { kept > wanted };
         Self {
             target,
-            verdict: if is_met(kept) { Verdict::Met } else { Verdict::Missed },
+            verdict: if is_met { Verdict::Met } else { Verdict::Missed },
             why,
             enforcer: Some(own),
             other: Some(others),
             other_policy: Some(other.policy),
             difference: None,
+            ratio: found,
         }
     }
 }
