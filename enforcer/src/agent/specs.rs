@@ -227,3 +227,21 @@ fn directory_of<'a>(id: &str, top: &Directory, below: &[&'a Directory]) -> Optio
     };
     below.iter().find(is_own).map(|directory| directory.path.as_path())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::pod::OptionalAmounts;
+
+    #[test]
+    fn a_burst_is_never_above_the_quota() {
+        let limited = |cpu_milli| Container {
+            limit: OptionalAmounts { cpu_milli, ..OptionalAmounts::default() },
+            ..Container::default()
+        };
+        let of = |cpu_milli, cpu_burst_percent| burst_us(&limited(cpu_milli), Burst { cpu_burst_percent });
+        assert_eq!(of(Some(500), 50), Some(25_000));
+        assert_eq!(of(Some(500), 1_000), Some(50_000), "Koordinator's default");
+        assert_eq!(of(None, 1_000), None);
+    }
+}

@@ -321,6 +321,18 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_is_not_told_while_it_is_not_measured() {
+        let mut ledger = ledger();
+        let web = &mut ledger.groups[GroupId(0)];
+        web.waiting = Some(Waiting { unanswered: 3, ..Waiting::default() });
+        assert!(metrics(&ledger).contains("enforcer_requests_in_flight"));
+        ledger.groups[GroupId(0)].put_requests_by(true);
+        assert!(!metrics(&ledger).contains("enforcer_requests_in_flight"));
+        ledger.groups[GroupId(0)].put_requests_by(false);
+        assert!(!metrics(&ledger).contains("enforcer_requests_in_flight"), "until it is measured again");
+    }
+
+    #[test]
     fn the_error_budget_of_what_was_counted_is_told_and_no_other() {
         let mut ledger = ledger();
         ledger.groups[GroupId(0)].spend(SECOND, Signal::RequestLatency, Tally { total: 1_000, slow: 15 });
