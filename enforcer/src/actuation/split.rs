@@ -15,9 +15,6 @@ const STEPS: f64 = 32.0;
 /// as that goes.
 pub fn quota_part(limit: CpuLimit, cores: &[f64]) -> CpuLimit {
     let (Some(quota_us), Some(whole)) = (limit.quota_us, limit.cores()) else { return limit };
-    if cores.len() < 2 {
-        return limit;
-    }
     let parts = whole / fair_part(whole, cores);
     let least_us = whole_number((QUOTA_MIN_US as f64 * parts).ceil());
     let times = least_us.div_ceil(quota_us.max(1)).max(1);
@@ -36,11 +33,8 @@ pub fn memory_part(limit: u64, bytes: &[u64]) -> u64 {
 /// (Bertsekas and Gallager, Data Networks, 2nd ed., 6.5.2). Who uses less than an equal part leaves the rest to the others; where
 /// nobody is known to use anything, the parts are equal.
 fn fair_part(whole: f64, uses: &[f64]) -> f64 {
-    if uses.len() < 2 {
-        return whole;
-    }
     if uses.iter().all(|uses| *uses <= 0.0) {
-        return whole / uses.len() as f64;
+        return whole / uses.len().max(1) as f64;
     }
     let mut ascending = uses.to_vec();
     ascending.sort_by(f64::total_cmp);

@@ -118,32 +118,25 @@ impl Reason {
         match self {
             Self::Met => "no objective is missed".to_owned(),
             Self::NoBe { objective } => format!("{}, but no BE runs", missed(objective)),
-            Self::NoHelp { objective, effect, retry_at, .. } if effect.is_met_with_be() => format!(
-                "{}, but met it while BE ran in a trial ({}); not tried again before second {:.0} unless BE grows",
-                missed(objective),
-                comparison(effect),
-                retry_at.as_secs_f64()
-            ),
-            Self::NoHelp { objective, effect, retry_at, .. } if effect.is_nothing() => format!(
-                "{}, and a trial had nothing to compare: BE could not be stopped, or LS had nothing to do; not tried again \
-                 before second {:.0} unless BE grows",
-                missed(objective),
-                retry_at.as_secs_f64()
-            ),
-            Self::NoHelp { objective, effect, retry_at, .. } if effect.is_undecided() => format!(
-                "{}, in a few long stalls: a trial could not tell whether BE is the cause ({}); not tried again before \
-                 second {:.0} unless BE grows",
-                missed(objective),
-                comparison(effect),
-                retry_at.as_secs_f64()
-            ),
-            Self::NoHelp { objective, cause, effect, retry_at } => format!(
-                "{}, but stopping BE did not help ({}): it suffers from {}; not tried again before second {:.0} unless BE grows",
-                missed(objective),
-                comparison(effect),
-                cause.words(),
-                retry_at.as_secs_f64()
-            ),
+            Self::NoHelp { objective, cause, effect, retry_at } => {
+                let why = if effect.is_met_with_be() {
+                    format!(", but met it while BE ran in a trial ({})", comparison(effect))
+                } else if effect.is_nothing() {
+                    ", and a trial had nothing to compare: BE could not be stopped, or LS had nothing to do"
+                        .to_owned()
+                } else if effect.is_undecided() {
+                    let seen = comparison(effect);
+                    format!(", in a few long stalls: a trial could not tell whether BE is the cause ({seen})")
+                } else {
+                    let (seen, cause) = (comparison(effect), cause.words());
+                    format!(", but stopping BE did not help ({seen}): it suffers from {cause}")
+                };
+                let retry_at = retry_at.as_secs_f64();
+                format!(
+                    "{}{why}; not tried again before second {retry_at:.0} unless BE grows",
+                    missed(objective)
+                )
+            }
             Self::Yield { objective } => {
                 format!(
                     "{} while BE runs, which yields its CPUs to whoever else wants them",

@@ -21,8 +21,8 @@ const SPIN: [&str; 4] = ["antagonist", "cpu-spin", "--threads", "2"];
 pub fn blame_ends_with_the_pod() -> Result<()> {
     let cluster = Cluster::running()?;
     let mut citizen = Citizen::start(&cluster, "churn", STANDALONE, GENEROUS)?;
-    let victim = Pod::run(&cluster, "churn-victim", PodQos::Burstable, &SPIN)?;
-    let victim = format!("default/{}", victim.name);
+    let pod = Pod::run(&cluster, "churn-victim", PodQos::Burstable, &SPIN)?;
+    let victim = format!("default/{}", pod.name);
     for round in 0..ROUNDS {
         let culprit = Pod::run(&cluster, &format!("churn-culprit-{round}"), PodQos::BestEffort, &SPIN)?;
         let name = format!("default/{}", culprit.name);

@@ -36,9 +36,8 @@ pub fn sane_hz(alone: impl Fn(&Load) -> Result<Report>) -> Result<f64> {
     let saturating = Load { saturate: true, connections: SATURATING_CONNECTIONS, ..load(1.0) };
     let saturation_hz = alone(&saturating)?.requests as f64 / f64::from(TRY_SECONDS);
     // The least of some: a hiccup of the host must not pass for the server's own pace.
-    let light =
-        (0..TIMES).map(|_| Ok(alone(&load(saturation_hz / 10.0))?.p50_us)).collect::<Result<Vec<_>>>()?;
-    let sane_us = SANE_FACTOR * light.into_iter().fold(f64::INFINITY, f64::min);
+    let light = (0..TIMES).map(|_| Ok(alone(&load(saturation_hz / 10.0))?.p50_us));
+    let sane_us = SANE_FACTOR * Spread::of(light.collect::<Result<Vec<_>>>()?).min;
     let is_served = |rate| -> Result<bool> {
         // Once more if not: a hiccup of the host is no limit of the server.
         Ok(alone(&load(rate))?.p90_us <= sane_us || alone(&load(rate))?.p90_us <= sane_us)

@@ -46,9 +46,7 @@ pub fn difference<'a>(
     first: impl Iterator<Item = &'a Cell>,
     second: impl Iterator<Item = &'a Cell>,
 ) -> Option<Difference> {
-    let second: Vec<&Cell> = second.collect();
-    let pairs: Vec<Pair> = first
-        .filter_map(|cell| Some((cell, second.iter().find(|other| other.key.round == cell.key.round)?)))
+    let pairs: Vec<Pair> = of_same_rounds(first, second)
         .flat_map(|(cell, other)| cell.outcome.windows.iter().zip(&other.outcome.windows))
         .map(|(first, second)| Pair {
             requests: [first.requests, second.requests].map(|requests| requests as f64),
@@ -66,13 +64,21 @@ pub fn ratio<'a>(
     first: impl Iterator<Item = &'a Cell>,
     second: impl Iterator<Item = &'a Cell>,
 ) -> Option<Ratio> {
-    let second: Vec<&Cell> = second.collect();
-    let logarithms: Vec<f64> = first
-        .filter_map(|cell| Some((cell, second.iter().find(|other| other.key.round == cell.key.round)?)))
+    let logarithms: Vec<f64> = of_same_rounds(first, second)
         .filter(|(cell, other)| cell.outcome.be_work > 0.0 && other.outcome.be_work > 0.0)
         .map(|(cell, other)| (cell.outcome.be_work / other.outcome.be_work).ln())
         .collect();
     of_logarithms(&logarithms)
+}
+
+/// Cells of the one and the other side, round by round.
+fn of_same_rounds<'a>(
+    first: impl Iterator<Item = &'a Cell>,
+    second: impl Iterator<Item = &'a Cell>,
+) -> impl Iterator<Item = (&'a Cell, &'a Cell)> {
+    let second: Vec<&Cell> = second.collect();
+    first
+        .filter_map(move |cell| Some((cell, *second.iter().find(|other| other.key.round == cell.key.round)?)))
 }
 
 fn of_logarithms(logarithms: &[f64]) -> Option<Ratio> {
