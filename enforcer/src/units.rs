@@ -73,6 +73,18 @@ impl std::iter::Sum for Amounts {
     }
 }
 
+/// Without what is behind the point; the nearest there is for what is out of range, zero for NaN.
+#[expect(clippy::cast_possible_truncation, reason = "`as` saturates, which is meant")]
+pub const fn whole(number: f64) -> i64 {
+    number as i64
+}
+
+/// As `whole`, of what is never negative: zero if it is.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, which is meant")]
+pub const fn whole_unsigned(number: f64) -> u64 {
+    number as u64
+}
+
 /// A part of a whole, in millionths.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]

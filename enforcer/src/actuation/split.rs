@@ -1,6 +1,9 @@
 //! One limit for a group, several directories to put it in.
 
-use crate::model::{CpuLimit, PERIOD_US, QUOTA_MIN_US};
+use crate::{
+    model::{CpuLimit, PERIOD_US, QUOTA_MIN_US},
+    units::whole_unsigned,
+};
 
 /// Whoever uses so much of its part is taken to want more.
 const NEARLY_ALL: f64 = 0.8;
@@ -16,17 +19,17 @@ const STEPS: f64 = 32.0;
 pub fn quota_part(limit: CpuLimit, cores: &[f64]) -> CpuLimit {
     let (Some(quota_us), Some(whole)) = (limit.quota_us, limit.cores()) else { return limit };
     let parts = whole / fair_part(whole, cores);
-    let least_us = whole_number((QUOTA_MIN_US as f64 * parts).ceil());
+    let least_us = whole_unsigned((QUOTA_MIN_US as f64 * parts).ceil());
     let times = least_us.div_ceil(quota_us.max(1)).max(1);
     let period_us = (limit.period_us * times).min(*PERIOD_US.end());
     let quota_us = (quota_us * period_us / limit.period_us) as f64 / parts;
-    CpuLimit { quota_us: Some(whole_number(quota_us).max(QUOTA_MIN_US)), period_us }
+    CpuLimit { quota_us: Some(whole_unsigned(quota_us).max(QUOTA_MIN_US)), period_us }
 }
 
 /// The part of a group's memory limit, in bytes, that each of its directories gets. `bytes`: what each of them uses now.
 pub fn memory_part(limit: u64, bytes: &[u64]) -> u64 {
     let bytes: Vec<f64> = bytes.iter().map(|bytes| *bytes as f64).collect();
-    whole_number(fair_part(limit as f64, &bytes))
+    whole_unsigned(fair_part(limit as f64, &bytes))
 }
 
 /// The most that each of several may use of `whole` (more than 0) so that all together do not use more: max-min fair
@@ -54,11 +57,6 @@ fn fair_part(whole: f64, uses: &[f64]) -> f64 {
 fn coarse(part: f64) -> f64 {
     let step = part.log2().floor().exp2() / STEPS;
     (part / step).floor() * step
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, which is meant")]
-const fn whole_number(number: f64) -> u64 {
-    number as u64
 }
 
 #[cfg(test)]

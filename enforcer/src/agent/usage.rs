@@ -18,7 +18,7 @@ use crate::{
     decision::batch::Strategy,
     model::{GroupId, Snapshot},
     signal::usage::{Mean, Samples},
-    units::Amounts,
+    units::{Amounts, whole},
 };
 
 /// How often memory of host applications is read.
@@ -318,9 +318,8 @@ fn path_of(application: &HostApplication) -> PathBuf {
         .collect()
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "`as` saturates, which is meant")]
 fn milli(cores: f64) -> i64 {
-    (cores * 1e3).round() as i64
+    whole((cores * 1e3).round())
 }
 
 fn signed(bytes: u64) -> i64 {

@@ -6,7 +6,10 @@
 use std::time::Duration;
 
 use super::thresholds::Thresholds;
-use crate::{model::GroupId, units::Amounts};
+use crate::{
+    model::GroupId,
+    units::{Amounts, whole},
+};
 
 /// Nobody is evicted so soon after the last one: what it gives back must be seen first.
 pub const MEMORY_COOL_DOWN: Duration = Duration::from_secs(4);
@@ -138,11 +141,6 @@ fn until(release: i64, order: Vec<&Candidate>, gives: impl Fn(&Candidate) -> i64
         verdicts.push(Verdict { id: candidate.id, why: why.to_owned() });
     }
     verdicts
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "`as` saturates, which is meant")]
-const fn whole(number: f64) -> i64 {
-    number as i64
 }
 
 #[cfg(test)]

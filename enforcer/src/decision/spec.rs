@@ -3,7 +3,7 @@
 //! Kubernetes itself treats such pods as `BestEffort`: no limits, the least weight. The numbers are Koordinator's
 //! (`pkg/koordlet/runtimehooks/hooks/batchresource`), the map from shares to weights is the runtimes' own.
 
-use crate::model::CpuLimit;
+use crate::{model::CpuLimit, units::whole_unsigned};
 
 /// What one container asks of lent resources. `None`: not asked, or not limited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,9 +51,8 @@ impl Spec {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, which is meant")]
 fn divided(us: u64, ratio: f64) -> u64 {
-    (us as f64 / ratio).ceil() as u64
+    whole_unsigned((us as f64 / ratio).ceil())
 }
 
 /// `cpu.weight` of v2 for so many shares: 2 are 1, 1,024 are 100, 262,144 are 10,000. The map of runc 1.3.2 and crun 1.23;

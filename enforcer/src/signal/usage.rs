@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use crate::units::Amounts;
+use crate::units::{Amounts, whole};
 
 /// Means reach back in steps of this.
 const STEP: Duration = Duration::from_secs(10);
@@ -129,11 +129,6 @@ fn ranked(sorted: &[i64], share: f64) -> i64 {
 
 fn mean(values: &[i64]) -> i64 {
     whole(values.iter().map(|value| *value as f64).sum::<f64>() / values.len() as f64)
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "`as` saturates, which is meant")]
-const fn whole(number: f64) -> i64 {
-    number as i64
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use crate::{
     decision::cause::Cause,
     model::{CpuLimit, GroupId, GroupSnapshot, Lever, Levers, QUOTA_MIN_US, Restraint, Snapshot},
     signal::average::averaged,
-    units::MilliCores,
+    units::{MilliCores, whole_unsigned},
 };
 
 /// The period of quotas against what BE does to caches and memory. Measured: for the same mean, bursts that are kept
@@ -122,7 +122,7 @@ impl BeGroup {
         let wanted = self.memory_wanted.filter(|_| share < 1.0)?;
         let kept = MEMORY_KEPT + (1.0 - MEMORY_KEPT) * share;
         let pages = wanted as f64 * kept / PAGES as f64;
-        Some(whole(pages) * PAGES)
+        Some(whole_unsigned(pages) * PAGES)
     }
 
     /// Its part where BE has to share, in no particular unit.
@@ -158,9 +158,4 @@ pub fn are_below_floors<'a>(groups: impl Iterator<Item = &'a BeGroup>) -> bool {
         waits += group.waits;
     }
     usage < wanted * NEARLY && waits > wanted - usage
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates, which is meant")]
-const fn whole(number: f64) -> u64 {
-    number as u64
 }

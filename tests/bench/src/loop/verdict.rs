@@ -174,14 +174,13 @@ impl Judgement {
         let interval = difference.map_or_else(
             || "too few windows for an interval".to_owned(),
             |found| {
-                let is_noise = found.low <= 0.0 && found.high >= 0.0;
                 format!(
                     "difference {:+.2} points, 95 % interval {:+.2} to {:+.2} from {} windows{}",
                     found.shares * 100.0,
                     found.low * 100.0,
                     found.high * 100.0,
                     found.windows,
-                    if is_noise { ", no more than noise" } else { "" }
+                    unless_clear(found.low, 0.0, found.high)
                 )
             },
         );
@@ -216,13 +215,12 @@ impl Judgement {
         let kept = if others > 0.0 { own / others } else { f64::INFINITY };
         let found = ratio(comparison.cells(Policy::Enforcer), comparison.cells(other.policy));
         let interval = found.map_or_else(String::new, |found| {
-            let is_noise = found.low <= wanted && found.high >= wanted;
             format!(
                 "; of the rounds' pairs {:.0} %, 95 % interval {:.0} to {:.0} %{}",
                 found.mean * 100.0,
                 found.low * 100.0,
                 found.high * 100.0,
-                if is_noise { ", no more than noise" } else { "" }
+                unless_clear(found.low, wanted, found.high)
             )
         });
         let why = format!(
@@ -244,6 +242,11 @@ impl Judgement {
             ratio: found,
         }
     }
+}
+
+/// What is said behind an interval that does not tell on which side of `wanted` the truth lies.
+const fn unless_clear(low: f64, wanted: f64, high: f64) -> &'static str {
+    if low <= wanted && wanted <= high { ", no more than noise" } else { "" }
 }
 
 #[cfg(test)]
