@@ -196,10 +196,12 @@ pub struct Objective {
     pub latency_ns: u64,
     /// Requests count that begin in a slice of time whose [`slice_hash`] has none of these bits. 0: all do.
     pub sampled: u64,
+    /// Requests that began before this, in ktime, do not count: they may have ended while nobody looked.
+    pub counts_from_ns: u64,
 }
 
 impl Objective {
-    pub const NONE: Self = Self { wait_ns: u64::MAX, latency_ns: u64::MAX, sampled: 0 };
+    pub const NONE: Self = Self { wait_ns: u64::MAX, latency_ns: u64::MAX, sampled: 0, counts_from_ns: 0 };
 }
 
 /// Which slices of time are sampled: a slice is a jiffy, and every bit of this is set in every second one, in no order that
@@ -309,7 +311,7 @@ const _: () = {
     assert!(size_of::<Requests>() == 424);
     assert!(size_of::<InFlight>() == 512);
     assert!(size_of::<Memory>() == 64);
-    assert!(size_of::<Objective>() == 24);
+    assert!(size_of::<Objective>() == 32);
     assert!(size_of::<Sentry>() == 64);
     assert!(size_of::<Onset>() == 16);
 };

@@ -38,10 +38,10 @@ const OOM_KILLED_COUNT: u32 = 64;
 /// Cgroup to place. 1 MiB, written by the agent only.
 #[map]
 pub static TABLE: Array<Bucket> = Array::with_max_entries(BUCKET_COUNT, BPF_F_MMAPABLE);
-/// What counts as slow, per victim. 24 bytes each, written by the agent only.
+/// What counts as slow, per victim. 32 bytes each, written by the agent only.
 #[map]
 pub static OBJECTIVES: Array<Objective> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-/// Who ran lately: CPUs × 192 bytes.
+/// Who ran lately: CPUs × 320 bytes.
 #[map]
 static CPUS: Array<Cpu> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Waits and CPU time: CPUs × slots × 416 bytes.
@@ -85,10 +85,19 @@ pub static STALLING: HashMap<u64, u64> = HashMap::with_max_entries(4096, 0);
 #[btf_map]
 pub static CONNECTIONS: SkStorage<Connection> = SkStorage::new();
 
+/// A request without a connection yet.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Early {
+    pub since_ns: u64,
+    /// What its client had acknowledged.
+    pub acknowledged: u64,
+}
+
 /// When a request came in on the last packet of its connection's handshake, by addresses and ports. Such a packet is shown
-/// to the listener; a moment later the connection has a socket of its own and the entry goes. 1,024 × about 112 bytes.
+/// to the listener; a moment later the connection has a socket of its own and the entry goes. 1,024 × about 120 bytes.
 #[map]
-pub static EARLY: LruHashMap<[u32; 9], u64> = LruHashMap::with_max_entries(EARLY_ENTRIES, 0);
+pub static EARLY: LruHashMap<[u32; 9], Early> = LruHashMap::with_max_entries(EARLY_ENTRIES, 0);
 
 /// The CPU this program runs on.
 #[derive(Clone, Copy)]

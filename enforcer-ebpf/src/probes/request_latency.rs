@@ -19,12 +19,12 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use enforcer_ebpf::{
-    layout::{Drop, NO_VICTIM, Place, in_flight_bucket, slice_hash},
+    layout::{Drop, NO_VICTIM, Objective, Place, in_flight_bucket, slice_hash},
     table::Key,
 };
 
 use crate::{
-    maps::{CONNECTIONS, Counter as _, EARLY, OBJECTIVES, PENDING, ThisCpu, count},
+    maps::{CONNECTIONS, Counter as _, EARLY, Early, OBJECTIVES, PENDING, ThisCpu, count},
     probes::onset::slow_request,
     task::{find_place, ktime_ns},
 };
@@ -55,7 +55,7 @@ pub struct Connection {
     rest_of_line: [u32; 11],
     /// The sequence number after the last byte seen coming in.
     next_in: u32,
-    /// What the client had acknowledged when its last request began. As soon as it acknowledges more, that was answered.
+    /// What the client had acknowledged when it asked last. Until it acknowledges more, what it says is more of that.
     heard: u32,
     /// Not 0: it made a request.
     has_asked: u32,
@@ -167,7 +167,7 @@ fn packet_in(ctx: &SkBuffContext, by: By) -> i32 {
             let is_new = end.wrapping_sub(connection.next_in).cast_signed() > 0;
             if is_new {
                 connection.next_in = end;
-                // The client has heard nothing since its last request began: this is more of it.
+                // The client has heard nothing since it asked last: this is more of it.
                 let is_more = connection.has_asked != 0 && connection.heard == segment.acknowledged;
                 if !is_more && may_answer(sk) {
                     (connection.has_asked, connection.heard) = (1, segment.acknowledged);
@@ -201,13 +201,12 @@ fn packet_out(ctx: &SkBuffContext, by: By) -> i32 {
 /// Whether a request of a group counts that begins now: where there are very many, a part of them tells as much. If so, what
 /// marks it: [`SPARSE`] or 0.
 #[inline(always)]
-fn part_that_counts(victim: u32) -> Option<u64> {
-    let sampled = OBJECTIVES.get(victim)?.sampled;
-    if sampled == 0 {
+fn part_that_counts(objective: &Objective) -> Option<u64> {
+    if objective.sampled == 0 {
         return Some(0);
     }
     // SAFETY: takes nothing and cannot fail.
-    (slice_hash(unsafe { bpf_jiffies64() }) & sampled == 0).then_some(SPARSE)
+    (slice_hash(unsafe { bpf_jiffies64() }) & objective.sampled == 0).then_some(SPARSE)
 }
 
 /// Counts sparse requests in flight; wraps, so `u64::MAX` takes one away.
@@ -231,7 +230,13 @@ fn may_answer(sk: *mut bpf_sock) -> bool {
 #[inline(always)]
 fn begin(connection: &mut Connection, at: Option<u64>) {
     let victim = connection.victim;
-    let Some(part) = part_that_counts(victim) else { return };
+    let Some(objective) = OBJECTIVES.get(victim) else { return };
+    let Some(part) = part_that_counts(objective) else { return };
+    // What it has heard since may be older than its request: a greeting, or a push. One that nobody saw end, because nobody
+    // looked, is over.
+    if connection.is_busy() && connection.since_ns >= objective.counts_from_ns {
+        return;
+    }
     let since_ns = at.unwrap_or_else(ktime_ns) & !SPARSE | part;
     if part == SPARSE {
         // First, so that nobody who sees the request sees none pending.
@@ -253,14 +258,15 @@ fn answer(ctx: &SkBuffContext, connection: &mut Connection, by: By) {
         return;
     }
     let (cpu, victim) = (ThisCpu::get(), connection.victim);
+    let Some(objective) = objective_at(victim, since_ns) else { return };
     let latency_ns = ktime_ns().saturating_sub(since_ns);
     in_flight(cpu, victim, since_ns, u32::MAX);
     let Some(counts) = cpu.requests(victim) else { return };
     counts.served.add(1);
-    // An interrupt that answers as well in the very instruction between would lose one count: it changes no percentile.
+    // Whoever answers as well on this CPU in the very instruction between loses what was counted since: readers bear that.
     counts.latency_ns += latency_ns;
     count(&mut counts.histogram, latency_ns);
-    if is_slow(victim, latency_ns) {
+    if objective.latency_ns < latency_ns {
         counts.slow.add(1);
         slow_request(ctx, cpu, victim);
     }
@@ -274,11 +280,12 @@ fn give_up(ctx: &SkBuffContext, connection: &mut Connection, by: By) {
         return;
     }
     let (cpu, victim) = (ThisCpu::get(), connection.victim);
+    let Some(objective) = objective_at(victim, since_ns) else { return };
     let age_ns = ktime_ns().saturating_sub(since_ns);
     in_flight(cpu, victim, since_ns, u32::MAX);
     let Some(counts) = cpu.requests(victim) else { return };
     counts.unanswered.add(1);
-    if is_slow(victim, age_ns) {
+    if objective.latency_ns < age_ns {
         counts.unanswered_slow.add(1);
         slow_request(ctx, cpu, victim);
     }
@@ -295,9 +302,10 @@ fn in_flight(cpu: ThisCpu, victim: u32, since_ns: u64, number: u32) {
     }
 }
 
+/// What holds for a request that began at `since_ns`. `None`: it does not count any more.
 #[inline(always)]
-fn is_slow(victim: u32, latency_ns: u64) -> bool {
-    OBJECTIVES.get(victim).is_some_and(|objective| objective.latency_ns < latency_ns)
+fn objective_at(victim: u32, since_ns: u64) -> Option<&'static Objective> {
+    OBJECTIVES.get(victim).filter(|objective| since_ns >= objective.counts_from_ns)
 }
 
 #[derive(Clone, Copy)]
@@ -439,7 +447,8 @@ fn connection(
             && let Some(tuple) = Tuple::of(ctx, segment, direction)
         {
             // Full is not possible: the oldest goes.
-            EARLY.insert(tuple.words, ktime_ns(), 0).ok();
+            let early = Early { since_ns: ktime_ns(), acknowledged: segment.acknowledged.into() };
+            EARLY.insert(tuple.words, early, 0).ok();
         }
         return None;
     }
@@ -448,7 +457,12 @@ fn connection(
         return None;
     }
     let tuple = Tuple::of(ctx, segment, direction)?;
-    let victim = if is_served(ctx, &tuple) { victim_of(ctx) } else { NO_VICTIM };
+    let victim = if is_served(ctx, &tuple) {
+        // Not settled: its cgroup may get a place in a moment.
+        Some(victim_of(ctx)).filter(|victim| *victim != NO_VICTIM)?
+    } else {
+        NO_VICTIM
+    };
     // A server may speak first; then the acknowledgement tells where the other side's bytes begin.
     let next_in = match direction {
         Direction::In => segment.sequence,
@@ -471,12 +485,12 @@ fn connection(
         return None;
     };
     if victim != NO_VICTIM {
-        let since_ns = early(&tuple);
-        if since_ns != 0 {
-            let heard = match direction {
-                Direction::In => segment.acknowledged,
-                Direction::Out => segment.sequence,
-            };
+        // What the server said first is what the client had acknowledged.
+        let heard = match direction {
+            Direction::In => segment.acknowledged,
+            Direction::Out => segment.sequence,
+        };
+        if let Some(since_ns) = early(&tuple, heard) {
             (created.has_asked, created.heard) = (1, heard);
             begin(created, Some(since_ns));
         }
@@ -485,13 +499,14 @@ fn connection(
     Some((created, sk))
 }
 
-/// When a request came in before the connection had a socket; 0: none did.
+/// When a request came in before the connection had a socket, whose client has `heard` so much. If it has heard more since,
+/// that was answered, or it was another connection's.
 #[inline(always)]
-fn early(tuple: &Tuple) -> u64 {
+fn early(tuple: &Tuple, heard: u32) -> Option<u64> {
     // SAFETY: copied at once.
-    let Some(since_ns) = (unsafe { EARLY.get(tuple.words) }).copied() else { return 0 };
+    let early = (unsafe { EARLY.get(tuple.words) }).copied()?;
     EARLY.remove(tuple.words).ok();
-    since_ns
+    (early.acknowledged == u64::from(heard)).then_some(early.since_ns)
 }
 
 #[inline(always)]

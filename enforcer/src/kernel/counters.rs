@@ -284,6 +284,7 @@ impl Counters {
         words[offset_of!(Objective, wait_ns) / 8].store(objective.wait_ns, Relaxed);
         words[offset_of!(Objective, latency_ns) / 8].store(objective.latency_ns, Relaxed);
         words[offset_of!(Objective, sampled) / 8].store(objective.sampled, Relaxed);
+        words[offset_of!(Objective, counts_from_ns) / 8].store(objective.counts_from_ns, Relaxed);
     }
 
     /// Says that no sparse request is in flight: those whose end nobody saw would be waited for for ever.
@@ -307,15 +308,23 @@ impl Counters {
 
     /// Forgets what a victim row's former owner counted.
     pub fn clear_victim(&self, victim: u32) {
+        self.clear_requests(victim);
         for cpu in 0..self.sizes.cpus {
             let row = cpu * self.sizes.victims + victim;
-            self.requests.clear(row as usize);
-            self.in_flight.clear(row as usize);
             for culprit in 0..self.sizes.culprits {
                 self.blame.clear((row * self.sizes.culprits + culprit) as usize);
             }
         }
         self.sentries.clear(victim as usize);
+    }
+
+    /// Forgets the requests of a victim row.
+    pub fn clear_requests(&self, victim: u32) {
+        for cpu in 0..self.sizes.cpus {
+            let row = cpu * self.sizes.victims + victim;
+            self.requests.clear(row as usize);
+            self.in_flight.clear(row as usize);
+        }
     }
 
     /// Forgets what a culprit column's former owner was charged with.

@@ -170,20 +170,20 @@ impl Probes {
         Ok(Loaded { probes, counters, slots, onsets, log })
     }
 
-    /// Measures the requests served below a directory of the v2 hierarchy, until the links are dropped.
+    /// Measures the requests served below a directory of the v2 hierarchy, until the links are dropped. `sparse`: only a part
+    /// of the requests count.
     ///
     /// # Errors
     /// What the kernel says.
-    ///
-    /// `sparse`: only a part of the requests count.
     pub fn attach_request_latency(
         &mut self,
         directory: &File,
         sparse: bool,
     ) -> Result<RequestLinks, ProgramError> {
+        // In this order, so that no request is begun whose answer nobody sees.
+        let egress = self.attach_egress(directory, sparse)?;
         let ingress =
             self.attach_cgroup(self.request_programs.ingress, CgroupSkbAttachType::Ingress, directory)?;
-        let egress = self.attach_egress(directory, sparse)?;
         Ok(RequestLinks { ingress, egress })
     }
 

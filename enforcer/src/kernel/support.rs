@@ -101,7 +101,8 @@ impl Sizes {
             + self.victims as u64 * (size_of::<layout::Requests>() + size_of::<layout::InFlight>()) as u64;
         let table = enforcer_ebpf::table::BUCKET_COUNT as u64 * 64;
         // An entry of an LRU hash: key, value and some 70 bytes of the kernel's own.
-        let early = layout::EARLY_ENTRIES as u64 * 112;
-        self.cpus as u64 * per_cpu + table + early
+        let early = layout::EARLY_ENTRIES as u64 * 120;
+        let per_victim = (size_of::<layout::Objective>() + size_of::<layout::Sentry>()) as u64;
+        self.cpus as u64 * per_cpu + table + early + self.victims as u64 * per_victim
     }
 }

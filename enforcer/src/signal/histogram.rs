@@ -17,13 +17,14 @@ impl Counts {
         self.0.get_or_insert_with(|| Box::new([0; BUCKETS]))
     }
 
-    /// Adds what was counted between two readings of one histogram, whose counts wrap at 2^32.
+    /// Adds what was counted between two readings of one histogram, whose counts wrap at 2^32. One that was interrupted may
+    /// have been put back by some.
     pub fn add_difference(&mut self, new: &Histogram, old: &Histogram) {
         if new == old {
             return;
         }
         for ((sum, new), old) in self.buckets_mut().iter_mut().zip(new).zip(old) {
-            *sum += u64::from(new.wrapping_sub(*old));
+            *sum += u64::try_from(new.wrapping_sub(*old).cast_signed()).unwrap_or(0);
         }
     }
 

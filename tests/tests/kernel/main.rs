@@ -61,6 +61,16 @@ fn requests_trials() -> Vec<Trial> {
             &[Root, Probes],
             requests::early_requests,
         ),
+        trial(
+            "a_connection_seen_before_its_cgroup_had_a_place_counts_later",
+            &[Root, Probes],
+            requests::place_comes_later,
+        ),
+        trial(
+            "a_request_that_began_while_nobody_looked_does_not_count",
+            &[Root, Probes],
+            requests::began_too_early,
+        ),
         trial("pipelined_requests_count_as_one", &[Root, Probes], requests::pipelining),
         trial("a_streamed_answer_ends_with_its_first_byte", &[Root, Probes], requests::streaming),
         trial("a_greeting_is_no_answer", &[Root, Probes], requests::greeting),

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use enforcer::{
     cgroup::hierarchy::Hierarchy,
+    clock,
     kernel::{
         probes::{Identity, Loaded, RequestLinks},
         support::WaitSource,
@@ -43,16 +44,28 @@ pub struct Scene {
 
 impl Scene {
     pub fn new() -> Result<Self> {
+        let mut scene = Self::without_a_place()?;
+        scene.give_a_place()?;
+        Ok(scene)
+    }
+
+    /// The programs are there already, and do not know the group yet.
+    fn without_a_place() -> Result<Self> {
         let sandbox = Sandbox::new("enforcer-test")?;
         let ls = sandbox.group("ls", 1024)?;
         let mut loaded = load(WaitSource::SchedInfo, Identity::V2, 16)?;
         if let Some(missing) = &loaded.probes.request_latency_missing {
             anyhow::bail!("the kernel refuses the request probes: {missing}");
         }
-        loaded.slots.allot(key(&ls, Hierarchy::V2)?, VICTIM, CULPRIT_LS, Duration::ZERO, |_| {})?;
         let directory = File::open(ls.v2_directory().context("no v2 hierarchy")?)?;
         let links = loaded.probes.attach_request_latency(&directory, false)?;
         Ok(Self { loaded, _links: links, ls, sandbox })
+    }
+
+    fn give_a_place(&mut self) -> Result<()> {
+        let key = key(&self.ls, Hierarchy::V2)?;
+        self.loaded.slots.allot(key, VICTIM, CULPRIT_LS, Duration::ZERO, |_| {})?;
+        Ok(())
     }
 
     /// A server in the group; each request takes this long at least.
@@ -269,4 +282,47 @@ pub fn half_closed() -> Result<()> {
         connection.read_exact(&mut message)?;
     }
     scene.has_served(20)
+}
+
+/// A connection that was seen before its cgroup had a place counts from when it has one.
+pub fn place_comes_later() -> Result<()> {
+    let mut scene = Scene::without_a_place()?;
+    let (_server, address) = scene.server(LOOPBACK, Duration::ZERO)?;
+    let mut connection = TcpStream::connect(address)?;
+    let mut message = [7; ECHO_BYTES];
+    let mut ask = || -> Result<()> {
+        connection.write_all(&message)?;
+        Ok(connection.read_exact(&mut message)?)
+    };
+    ask()?;
+    scene.give_a_place()?;
+    for _ in 0..10 {
+        ask()?;
+    }
+    let counters = &scene.loaded.counters;
+    ensure!(counters.drops(Drop::UnknownGroup) > 0, "the first request found a place");
+    let served = counters.requests(VICTIM).served;
+    ensure!(served == 10, "{served} requests were counted, not 10");
+    Ok(())
+}
+
+/// A request that began before requests count: it may have ended while nobody looked.
+pub fn began_too_early() -> Result<()> {
+    let scene = Scene::new()?;
+    let (_server, address) = scene.server(LOOPBACK, Duration::from_millis(200))?;
+    let mut connection = TcpStream::connect(address)?;
+    let mut message = [7; ECHO_BYTES];
+    connection.write_all(&message)?;
+    let counters = &scene.loaded.counters;
+    while counters.requests(VICTIM).begun == 0 {
+        thread::sleep(Duration::from_millis(1));
+    }
+    counters.clear_requests(VICTIM);
+    counters.set_objective(VICTIM, Objective { counts_from_ns: clock::monotonic_ns(), ..Objective::NONE });
+    connection.read_exact(&mut message)?;
+    scene.has_served(0)?;
+    connection.write_all(&message)?;
+    connection.read_exact(&mut message)?;
+    ensure!(!counters.requests(VICTIM).any_in_flight(), "an answer that did not count was taken away");
+    scene.has_served(1)
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use enforcer_ebpf::layout::NO_VICTIM;
+use enforcer_ebpf::layout::{NO_VICTIM, Objective};
 
 use super::counted::LastHistogram;
 use crate::{
@@ -33,6 +33,8 @@ pub struct Group {
     pub slots: Vec<u32>,
     /// Requests are measured.
     pub serves: bool,
+    /// Requests that began before this, in the clock of the probes, do not count.
+    pub counts_from_ns: u64,
     /// `None`: no request was ever in flight.
     pub ages: Option<Box<Ages>>,
     pub answers: Answers,
@@ -86,6 +88,7 @@ impl Group {
             culprit,
             slots: Vec::new(),
             serves: false,
+            counts_from_ns: 0,
             ages: None,
             answers: Answers::default(),
             look: Look::default(),
@@ -110,6 +113,32 @@ impl Group {
     /// Whether it has a row of its own in the probes' tables.
     pub const fn is_victim(&self) -> bool {
         self.victim != NO_VICTIM
+    }
+
+    /// Tells the probes what counts as slow, and which requests count.
+    pub fn tell_objective(&self, counters: &Counters) {
+        let ns = |objective: Option<Duration>| {
+            objective.map_or(u64::MAX, |objective| u64::try_from(objective.as_nanos()).unwrap_or(u64::MAX))
+        };
+        let objective = Objective {
+            wait_ns: ns(self.slo.run_queue_wait_p99),
+            latency_ns: ns(self.slo.request_latency_p99),
+            sampled: self.sampling.mask(),
+            counts_from_ns: self.counts_from_ns,
+        };
+        counters.set_objective(self.victim, objective);
+    }
+
+    /// Begins anew after a time in which nobody looked: what was in flight then may have ended unseen.
+    pub fn forget_requests(&mut self, counters: &Counters) {
+        counters.clear_requests(self.victim);
+        self.counts_from_ns = clock::monotonic_ns();
+        self.tell_objective(counters);
+        self.ages = None;
+        self.answers = Answers::default();
+        self.look = Look::default();
+        self.requests_reported = RequestTotals::default();
+        self.request_histogram = LastHistogram::default();
     }
 
     /// What the group's requests say since the last look, and what is in flight.

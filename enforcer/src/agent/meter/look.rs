@@ -63,7 +63,8 @@ impl Meter {
         self.active = due;
         for (id, group) in self.groups.iter_mut() {
             let snapshot = &mut into.groups[id.0];
-            if group.serves && group.measures_requests(self.shed) {
+            let mut counted = group.slots.iter().filter_map(|slot| self.counted[*slot as usize].as_ref());
+            if group.measures_requests(self.shed) && counted.any(|counted| counted.requests.is_some()) {
                 let new = group.look_at_requests(&self.counters);
                 snapshot.requests = group.slo.request_latency_p99.map(|_| new);
                 snapshot.in_flight = Some(group.look.in_flight);

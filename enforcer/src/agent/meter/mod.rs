@@ -12,12 +12,13 @@ use std::{
     time::Duration,
 };
 
-use enforcer_ebpf::layout::{FIRST_CULPRIT, NO_VICTIM, Objective};
+use enforcer_ebpf::layout::{FIRST_CULPRIT, NO_VICTIM};
 
 use self::{counted::Counted, group::Group};
 use super::lessons::Lesson;
 use crate::{
     cgroup::{hierarchy::Hierarchy, tree::Directory},
+    clock,
     decision::shed::Level,
     kernel::{
         counters::{Counters, Running},
@@ -26,8 +27,8 @@ use crate::{
     },
     model::{GroupId, Levers},
     places::Places,
-    policy::{self, Class, Slo},
-    signal::{histogram::Counts, learned::Stretch, memory::StallCounter, sampling::Sampling, tally::ALLOWED},
+    policy::{self, Class},
+    signal::{histogram::Counts, learned::Stretch, memory::StallCounter, tally::ALLOWED},
 };
 
 /// Full tables are logged this often; the metric tells how many cgroups it concerns.
@@ -121,7 +122,7 @@ impl Meter {
         if let Some(known) = self.groups.get_mut(id) {
             if known.slo != policy.slo {
                 (known.slo, known.stalls) = (policy.slo, stalls);
-                self.counters.set_objective(known.victim, objective(known.slo, known.sampling));
+                known.tell_objective(&self.counters);
             }
             return Ok(());
         }
@@ -138,7 +139,8 @@ impl Meter {
         if group.is_victim() {
             group.serves = self.requests_are_measured;
             self.counters.clear_victim(victim);
-            self.counters.set_objective(victim, objective(group.slo, group.sampling));
+            group.counts_from_ns = clock::monotonic_ns();
+            group.tell_objective(&self.counters);
         }
         self.groups.put(id, group);
         result
@@ -171,7 +173,7 @@ impl Meter {
     pub fn set_objective(&mut self, Lesson { group, signal, threshold }: Lesson) {
         let group = &mut self.groups[group];
         group.slo.set(signal, threshold);
-        self.counters.set_objective(group.victim, objective(group.slo, group.sampling));
+        group.tell_objective(&self.counters);
     }
 
     /// Counts a directory from now on. `path` is its absolute one.
@@ -299,12 +301,4 @@ impl Meter {
     pub fn set_levers(&mut self, group: GroupId, levers: Levers) {
         self.groups[group].levers = levers;
     }
-}
-
-fn objective(slo: Slo, sampling: Sampling) -> Objective {
-    let ns = |objective: Option<Duration>| {
-        objective.map_or(u64::MAX, |objective| u64::try_from(objective.as_nanos()).unwrap_or(u64::MAX))
-    };
-    let (wait_ns, latency_ns) = (ns(slo.run_queue_wait_p99), ns(slo.request_latency_p99));
-    Objective { wait_ns, latency_ns, sampled: sampling.mask() }
 }

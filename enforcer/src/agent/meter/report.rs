@@ -144,7 +144,7 @@ impl Group {
             total: (totals.served - old.served + lost) * factor,
             slow: (totals.slow - old.slow + lost) * factor,
         };
-        let latency_ns = (totals.latency_ns - old.latency_ns) * factor;
+        let latency_ns = totals.latency_ns.saturating_sub(old.latency_ns) * factor;
         durations.add(&fresh.times(factor), Duration::from_nanos(latency_ns), tally);
         into.spend(now, Signal::RequestLatency, tally);
         true

@@ -2,7 +2,7 @@
 
 use std::{fs::File, path::Path};
 
-use super::{Meter, objective};
+use super::Meter;
 use crate::{
     cgroup::hierarchy::Mounts,
     decision::shed::Level,
@@ -14,7 +14,12 @@ use crate::{
 impl Meter {
     /// Leaves out so much, and takes up again what is no longer left out. How many directories' requests that concerns.
     pub fn shed(&mut self, level: Level, probes: &mut Probes, mounts: &Mounts) -> usize {
-        self.shed = level;
+        let before = std::mem::replace(&mut self.shed, level);
+        for group in self.groups.values_mut().filter(|group| group.serves) {
+            if group.measures_requests(level) && !group.measures_requests(before) {
+                group.forget_requests(&self.counters);
+            }
+        }
         let mut changed = 0;
         for counted in self.counted.iter_mut().flatten() {
             let (group, directory) = (&self.groups[counted.directory.group], &counted.directory);
@@ -34,6 +39,10 @@ impl Meter {
 
     /// Looks at more or fewer of the requests of groups whose rate changed, by what was heard until the last report.
     pub fn sample_requests(&mut self, probes: &mut Probes, mounts: &Mounts) {
+        // Before any are sparse, so that none that is counted is forgotten.
+        if self.groups.values().all(|group| group.sampling == Sampling::ALL) {
+            self.counters.nothing_pending();
+        }
         let mut changed = Vec::new();
         for (id, group) in self.groups.iter_mut().filter(|(_, group)| group.serves) {
             let rate_hz =
@@ -43,29 +52,25 @@ impl Meter {
             // Requests that began before they became sparse are looked for until the next report; and all are before they
             // cease to be.
             let is_sparse = group.sampling != Sampling::ALL && before != Sampling::ALL;
-            let is_other = is_sparse != std::mem::replace(&mut group.is_sparse, is_sparse);
-            if is_other || group.sampling != before {
-                changed.push((id, is_other));
+            if is_sparse != group.is_sparse || group.sampling != before {
+                changed.push((id, is_sparse));
             }
         }
-        for (id, is_other) in changed {
-            if is_other {
-                self.count_requests(id, probes, mounts);
+        for (id, is_sparse) in changed {
+            if is_sparse != self.groups[id].is_sparse {
+                self.count_requests(id, is_sparse, probes, mounts);
             }
             let group = &self.groups[id];
             let one_in = group.sampling.factor();
             tracing::debug!(victim = group.victim, one_in, "another part of the requests is looked at");
-            self.counters.set_objective(group.victim, objective(group.slo, group.sampling));
-        }
-        if self.groups.values().all(|group| !group.is_sparse) {
-            self.counters.nothing_pending();
+            group.tell_objective(&self.counters);
         }
     }
 
-    /// Puts the programs for all requests of a group, or for a part of them, in place.
-    fn count_requests(&mut self, id: GroupId, probes: &mut Probes, mounts: &Mounts) {
-        let (is_sparse, slots) = (self.groups[id].is_sparse, &self.groups[id].slots);
-        for slot in slots {
+    /// Puts the programs for all requests of a group, or for a part of them, in place. Tried again if that fails.
+    fn count_requests(&mut self, id: GroupId, is_sparse: bool, probes: &mut Probes, mounts: &Mounts) {
+        let mut all_changed = true;
+        for slot in &self.groups[id].slots {
             let Some(counted) = &mut self.counted[*slot as usize] else { continue };
             let path = mounts.point(counted.directory.hierarchy).join(&counted.directory.path);
             if let Some(links) = &mut counted.requests
@@ -73,7 +78,11 @@ impl Meter {
                 && let Err(err) = probes.count_requests(links, &directory, is_sparse)
             {
                 tracing::debug!(cgroup = %path.display(), %err, "the program that was there goes on");
+                all_changed = false;
             }
+        }
+        if all_changed {
+            self.groups[id].is_sparse = is_sparse;
         }
     }
 }
