@@ -321,6 +321,11 @@ impl Restraint {
         }
     }
 
+    /// Whether it takes CPU or memory away for longer than a moment, whoever else wants that or not.
+    pub const fn takes_something(&self) -> bool {
+        self.quota.is_some() || self.memory_high.is_some()
+    }
+
     /// CPUs' worth of time that the quota leaves; `None` without one.
     pub fn cores(&self) -> Option<f64> {
         self.quota?.cores()

@@ -122,7 +122,8 @@ impl Reason {
                 let why = if effect.is_met_with_be() {
                     format!(", but met it while BE ran in a trial ({})", comparison(effect))
                 } else if effect.is_nothing() {
-                    ", and a trial had nothing to compare: BE could not be stopped, or LS had nothing to do"
+                    ", and a trial had nothing to compare: BE could not be stopped, LS had nothing to do, or the \
+                     hypervisor had the CPUs"
                         .to_owned()
                 } else if effect.is_undecided() {
                     let seen = comparison(effect);

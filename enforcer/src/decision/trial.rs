@@ -122,6 +122,8 @@ pub struct Trial {
     is_second: bool,
     window_began: Duration,
     observed_until: Duration,
+    /// How long nothing comparable was counted.
+    spoilt: Duration,
     random: u64,
 }
 
@@ -141,6 +143,7 @@ impl Trial {
             is_second: false,
             window_began: now,
             observed_until: now,
+            spoilt: Duration::ZERO,
             random: seed | 1,
         }
     }
@@ -148,6 +151,11 @@ impl Trial {
     /// BE that did not run for longer than this, while it might, has ended: the two windows in a row in which it is stopped.
     pub fn longest_stop(&self) -> Duration {
         (SETTLE + self.window) * 2 + SETTLE
+    }
+
+    /// Whether the hypervisor has taken the CPUs away for so long that it is no use to go on: BE would stand still for nothing.
+    pub fn is_spoilt(&self) -> bool {
+        self.spoilt > self.longest_stop()
     }
 
     /// Whether BE is to be stopped now.
@@ -164,7 +172,11 @@ impl Trial {
         match tally {
             Some(tally) if is_settled => self.counted += tally,
             Some(_) => {}
-            None => self.window_began += now.saturating_sub(self.observed_until),
+            None => {
+                let spoilt = now.saturating_sub(self.observed_until);
+                self.window_began += spoilt;
+                self.spoilt += spoilt;
+            }
         }
         self.observed_until = now;
         if now + SETTLE / 10 < self.window_began + SETTLE + self.window {

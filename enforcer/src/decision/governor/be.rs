@@ -29,6 +29,9 @@ const PAGES: u64 = 64 << 10;
 const NEARLY: f64 = 0.8;
 /// BE that uses less than this many CPUs does not run.
 const RUNS_CORES: f64 = 0.02;
+/// Under a quota that leaves it less: this part of that. One that yields runs if it would: so many of its tasks wait for a CPU.
+const HELD: f64 = 0.5;
+const WANTS_TO_RUN: f64 = 0.1;
 /// Averages of usage forget with this time constant, demand with the longer one.
 const AVERAGE: Duration = Duration::from_secs(1);
 /// Waits count when they end, and those of BE that yields may be long.
@@ -52,13 +55,15 @@ pub struct BeGroup {
     pub demand: f64,
     /// Memory that it used when nothing limited that, as last seen.
     memory_wanted: Option<u64>,
+    /// What was in force when it was seen last.
+    restraint: Restraint,
 }
 
 impl BeGroup {
-    pub fn new(id: GroupId, workload: String) -> Self {
+    pub fn new(id: GroupId) -> Self {
         Self {
             id,
-            workload,
+            workload: String::new(),
             floor: MilliCores(0),
             exists: false,
             levers: Levers::default(),
@@ -66,6 +71,7 @@ impl BeGroup {
             waits: 0.0,
             demand: 0.0,
             memory_wanted: None,
+            restraint: Restraint::default(),
         }
     }
 
@@ -75,6 +81,7 @@ impl BeGroup {
 
     /// Takes in a snapshot. `restraint`: what was in force meanwhile, so that it could not show what it wants.
     pub fn observe(&mut self, group: &GroupSnapshot, elapsed: Duration, restraint: Restraint) {
+        self.restraint = restraint;
         self.exists = group.cpu_cores.is_some();
         self.levers = group.levers;
         let cores = group.cpu_cores.unwrap_or_default();
@@ -95,8 +102,15 @@ impl BeGroup {
         node.group(self.id).cpu_cores.is_some_and(|cores| cores >= RUNS_CORES)
     }
 
+    /// Whether it runs, or would if it were let.
     pub fn runs(&self) -> bool {
-        self.usage >= RUNS_CORES
+        let least = self.restraint.cores().map_or(RUNS_CORES, |held| RUNS_CORES.min(held * HELD));
+        self.usage >= least || (self.restraint.idle && self.waits >= WANTS_TO_RUN)
+    }
+
+    /// Whether anything can be done about its CPU that lasts.
+    pub const fn can_be_held_back(&self) -> bool {
+        self.has(Lever::Idle) || self.has(Lever::Quota)
     }
 
     pub const fn has(&self, lever: Lever) -> bool {

@@ -26,6 +26,8 @@ use crate::{
 
 /// An LS group that says nothing for so long no longer keeps BE squeezed.
 const SILENCE: Duration = Duration::from_secs(5);
+/// Nor does one of which nothing but stolen time is heard for so long: whether BE is the cause cannot be seen then.
+const SPOILT: Duration = Duration::from_mins(1);
 /// How long it is remembered that these BE groups were the cause.
 const REMEMBERED: Duration = Duration::from_mins(30);
 /// Of the memory that may be taken from BE, it keeps so much at first.
@@ -51,6 +53,8 @@ pub struct Governor {
     phase: Phase,
     learned: Vec<Learned>,
     taken_at: Duration,
+    /// When the hypervisor last left the node its CPUs.
+    clean_at: Duration,
     plan: Plan,
 }
 
@@ -86,6 +90,7 @@ impl Governor {
             phase: Phase::Free,
             learned: Vec::new(),
             taken_at: Duration::ZERO,
+            clean_at: Duration::ZERO,
             plan: Plan::default(),
         }
     }
@@ -95,16 +100,19 @@ impl Governor {
         match group.class {
             Class::SYSTEM => _ = self.system.insert(id),
             Class::BE => {
-                let new = || BeGroup::new(id, group.workload.clone());
-                self.be.entry(id).or_insert_with(new).set_floor(group.floor);
+                let be = self.be.entry(id).or_insert_with(|| BeGroup::new(id));
+                be.workload.clone_from(&group.workload);
+                be.set_floor(group.floor);
             }
             Class::LS => {
                 for signal in Signal::ALL {
                     let objective = Objective { victim: id, signal };
                     let promised = group.slo.promise(signal);
                     if promised.is_some() || group.slo.auto(signal).is_some() {
-                        let new = || Watched::new(objective, group.workload.clone());
-                        self.objectives.entry(objective).or_insert_with(new).promise(promised);
+                        let new = || Watched::new(objective);
+                        let watched = self.objectives.entry(objective).or_insert_with(new);
+                        watched.workload.clone_from(&group.workload);
+                        watched.promise(promised);
                     } else {
                         self.forget(objective);
                     }
@@ -130,7 +138,11 @@ impl Governor {
                 trying.next.iter_mut().for_each(others);
                 trying.next.retain(|who| !who.is_empty());
                 trying.proven.iter_mut().for_each(|squeeze| others(&mut squeeze.who));
-                if trying.who.is_empty() { trying.given_up() } else { Phase::Trying(trying) }
+                match trying.proven.take_if(|_| trying.who.is_empty()) {
+                    Some(squeeze) => self.release(squeeze),
+                    None if trying.who.is_empty() => trying.given_up(),
+                    None => Phase::Trying(trying),
+                }
             }
             Phase::Squeeze(mut squeeze) => {
                 squeeze.who.retain(|other| *other != id);
@@ -160,6 +172,9 @@ impl Governor {
         let elapsed = node.taken_at.saturating_sub(self.taken_at);
         self.taken_at = node.taken_at;
         let spoilt = node.steal.is_some_and(|steal| steal > STEAL_MAX);
+        if !spoilt {
+            self.clean_at = node.taken_at;
+        }
         for (id, be) in &mut self.be {
             let restraint = self.plan.restraints.get(id).copied().unwrap_or_default();
             be.observe(node.group(*id), elapsed, restraint);
@@ -168,6 +183,8 @@ impl Governor {
             watched.observe(node, elapsed, spoilt);
         }
         self.phase = match std::mem::replace(&mut self.phase, Phase::Free) {
+            // What was heard before counts, but what would be done about it could not be seen to help.
+            Phase::Free if spoilt => Phase::Free,
             Phase::Free => self.look_for_trouble(),
             Phase::Yielding(yielding) => self.go_on_yielding(yielding, node, spoilt),
             Phase::Trying(trying) => self.go_on_trying(trying, node, spoilt),
@@ -263,7 +280,7 @@ impl Governor {
         if let Some(tally) = self.objectives[&watched].tally(node).filter(|_| !spoilt) {
             yielding.observe(now, tally);
         }
-        let in_trouble = self.in_trouble();
+        let in_trouble = if spoilt { Vec::new() } else { self.in_trouble() };
         for &objective in &in_trouble {
             if self.may_suspect(objective, true)
                 && let Some(squeeze) = self.blame(objective)
@@ -313,7 +330,11 @@ impl Governor {
         let (cause, evidence) = objective.cause(|group| self.class(group));
         match cause {
             Cause::BeCpu => {
-                let who = objective.culprits(self.be.keys().copied());
+                let mut who = objective.culprits(self.be.keys().copied());
+                who.retain(|id| self.be[id].can_be_held_back());
+                if who.is_empty() {
+                    return None;
+                }
                 let proof = Proof::Blame { waited_for_be: evidence.waited_for_be };
                 // The weakest lever first: one that takes nothing from BE where nobody else wants the CPU.
                 let all_idle = who.iter().all(|id| self.be[id].has(Lever::Idle));
@@ -336,7 +357,7 @@ impl Governor {
         let found = self.learned.iter().find_map(|learned| {
             let is_it = learned.is_of(victim, watched.signal) && now < learned.at + REMEMBERED;
             let who = if is_it { self.members(&learned.culprits) } else { Vec::new() };
-            who.iter().any(|id| self.be[id].runs()).then_some(who)
+            who.iter().any(|id| self.be[id].runs() && self.be[id].can_be_held_back()).then_some(who)
         });
         let squeeze = self.squeeze(watched, found?, Proof::Remembered, 0.0);
         Some(squeeze.frozen_at_the_floor(now))
@@ -379,10 +400,22 @@ impl Governor {
         // Another pod of the same workload shares its lot.
         squeeze.who = self.members(&squeeze.culprits);
         let objective = &self.objectives[&squeeze.watched];
-        let someone_runs = squeeze.who.iter().any(|id| self.be[id].runs());
-        if squeeze.has_taken_hold(now) && (!someone_runs || now >= objective.heard_at + SILENCE) {
+        // Who sleeps on memory holds it all the same.
+        let goes_on = |be: &BeGroup| if squeeze.is_of_memory() { be.exists } else { be.runs() };
+        let someone_runs = squeeze.who.iter().any(|id| goes_on(&self.be[id]));
+        let says_nothing = now >= objective.heard_at + SILENCE || now >= self.clean_at + SPOILT;
+        if squeeze.has_taken_hold(now) && (!someone_runs || says_nothing) {
             return self.release(squeeze);
         }
+        // In vain, and somebody else takes the memory now.
+        if squeeze.is_of_memory()
+            && squeeze.is_in_vain(now)
+            && objective.memory_user.is_none_or(|user| !squeeze.who.contains(&user))
+        {
+            return self.release(squeeze);
+        }
+        let below_floors = be::are_below_floors(squeeze.who.iter().map(|id| &self.be[id]));
+        squeeze.note_floors(now, below_floors);
         if let Some(yielding) = &mut squeeze.yields {
             let others = self.be.values().filter(|be| be.can_yield() && !squeeze.who.contains(&be.id));
             if yielding.starves(now, be::are_below_floors(others)) {
@@ -400,7 +433,8 @@ impl Governor {
         if squeeze.observe(now, objective.load_hz, tallies) == hold::Verdict::Release {
             return self.release(squeeze);
         }
-        if squeeze.must_be_verified(now) {
+        let can_be_stopped = squeeze.who.iter().any(|id| self.be[id].has(Lever::Quota));
+        if !spoilt && can_be_stopped && squeeze.must_be_verified(now) {
             let (watched, who, yields) = (squeeze.watched, squeeze.who.clone(), squeeze.yields);
             let trying = self.trying(watched, who, Vec::new(), Some(squeeze));
             return Phase::Trying(Trying { yields, ..trying });

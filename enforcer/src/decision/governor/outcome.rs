@@ -30,7 +30,8 @@ impl Governor {
                     self.plan.restraints.extend(yielding(&self.be));
                 }
                 if trial.stops_be() {
-                    for be in who.iter().map(|id| &self.be[id]).filter(|be| be.exists) {
+                    let can = |be: &&BeGroup| be.exists && be.has(Lever::Quota);
+                    for be in who.iter().map(|id| &self.be[id]).filter(can) {
                         self.plan.restraints.entry(be.id).or_default().quota = STOPPED.quota;
                     }
                 }
@@ -45,7 +46,8 @@ impl Governor {
                     if restraint != Restraint::default() {
                         self.plan.restraints.insert(be.id, restraint);
                     }
-                    if squeeze.evicts(now) {
+                    // Whoever was never held back has not been at its floor.
+                    if squeeze.evicts(now) && restraint.takes_something() {
                         self.plan.evict.push(be.id);
                     }
                 }

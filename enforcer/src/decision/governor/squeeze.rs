@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{be::BeGroup, yielding::Yielding};
+use super::{
+    be::BeGroup,
+    yielding::{STARVES, Yielding},
+};
 use crate::{
     decision::{
         cause::Cause,
@@ -48,6 +51,9 @@ pub struct Squeeze {
     in_vain_since: Option<Duration>,
     verify_at: Duration,
     verify_after: Duration,
+    /// Since when BE that yields has had less than its floors, and whether that was for too long.
+    starved_since: Option<Duration>,
+    takes_turns: bool,
 }
 
 impl Squeeze {
@@ -73,6 +79,8 @@ impl Squeeze {
             in_vain_since: None,
             verify_at: now + VERIFY_MIN,
             verify_after: VERIFY_MIN,
+            starved_since: None,
+            takes_turns: false,
         }
     }
 
@@ -134,21 +142,38 @@ impl Squeeze {
         now >= self.began + TAKES_HOLD
     }
 
-    /// One that leaves BE all that nobody else wants need not prove itself at BE's cost: it ends by itself soon.
+    /// Whether it holds memory back, not CPU.
+    pub const fn is_of_memory(&self) -> bool {
+        matches!(self.proof, Proof::Memory)
+    }
+
+    /// Whether BE has long had its floor only and the objective is missed all the same.
+    pub fn is_in_vain(&self, now: Duration) -> bool {
+        self.in_vain_since.is_some_and(|since| now >= since + PIN_AFTER)
+    }
+
+    /// Takes note of whether BE, which yields to too many, has less than its floors. If it has had for too long, it yields no
+    /// longer: then its quota alone holds it back.
+    pub fn note_floors(&mut self, now: Duration, below_floors: bool) {
+        self.starved_since = below_floors.then(|| self.starved_since.unwrap_or(now));
+        self.takes_turns |= self.starved_since.is_some_and(|since| now >= since + STARVES);
+    }
+
+    /// One of memory is not verified: stopped, BE gives nothing back. One that leaves BE all that nobody else wants need not prove itself at BE's cost: it ends by itself soon.
     pub fn must_be_verified(&self, now: Duration) -> bool {
-        now >= self.verify_at && self.has_taken_hold(now) && self.hold.share() < 1.0
+        !self.is_of_memory() && now >= self.verify_at && self.has_taken_hold(now) && self.hold.share() < 1.0
     }
 
     /// What it does to one group. `cpus`: of the node.
     pub fn restraint(&self, now: Duration, be: &BeGroup, cpus: u32) -> Restraint {
-        if matches!(self.proof, Proof::Memory) {
+        if self.is_of_memory() {
             let memory_high = be.memory_high(self.hold.share());
             return Restraint { memory_high, ..Restraint::default() };
         }
-        let pinned = self.in_vain_since.is_some_and(|since| now >= since + PIN_AFTER);
+        let pinned = self.is_in_vain(now);
         Restraint {
             frozen: now < self.frozen_until && be.has(Lever::Freeze),
-            idle: be.has(Lever::Idle),
+            idle: be.has(Lever::Idle) && !self.takes_turns,
             quota: be.quota(self.hold.share(), self.cause).filter(|_| be.has(Lever::Quota)),
             memory_high: None,
             cpus: (pinned && be.has(Lever::Cpuset) && cpus > 1).then(|| cpus.div_ceil(2)),

@@ -1,8 +1,10 @@
 //! The governor against a simulated node: an LS group at 1,000 requests/s and one BE group.
 
+mod bounds;
+
 use super::*;
 use crate::{
-    decision::plan::Reason,
+    decision::{governor::be::STOPPED, plan::Reason},
     model::{Blame, CpuLimit, Culprit, GroupSnapshot, Learned, Levers, Restraint},
     policy::Slo,
     signal::tally::Tally,
@@ -665,8 +667,8 @@ fn be_that_has_nothing_to_do_goes_on_yielding() {
 
 #[test]
 fn a_pod_with_little_to_do_beside_a_busy_one_starves_nobody() {
-    let mut idle = BeGroup::new(GroupId(1), "driver".to_owned());
-    let mut busy = BeGroup::new(GroupId(2), "executor".to_owned());
+    let mut idle = BeGroup::new(GroupId(1));
+    let mut busy = BeGroup::new(GroupId(2));
     for group in [&mut idle, &mut busy] {
         group.set_floor(MilliCores::from_cores(FLOOR_CORES));
     }

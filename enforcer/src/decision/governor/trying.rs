@@ -111,7 +111,12 @@ impl Governor {
             trying.ran_at = now;
         }
         trying.note_usage(now, node);
-        let step = match trying.trial.observe(now, (!spoilt).then_some(tally)) {
+        let outcome = trying.trial.observe(now, (!spoilt).then_some(tally));
+        if trying.trial.is_spoilt() {
+            // Whoever is next would be stopped for nothing as well.
+            return self.could_not_tell(watched, Effect::default(), trying.proven, trying.yields);
+        }
+        let step = match outcome {
             Step::NoHelp(_) if trying.was_not_carried_out() => Step::NoHelp(Effect::default()),
             step => step,
         };
@@ -138,15 +143,10 @@ impl Governor {
                     return phase;
                 }
                 if effect.is_undecided() {
-                    // Too little was seen to let it go.
-                    if let Some(squeeze) = trying.proven {
-                        self.reset_alarms();
-                        return Phase::Squeeze(squeeze.undecided(now));
-                    }
-                } else {
-                    let victim = &self.objectives[&watched].workload;
-                    self.learned.retain(|learned| !learned.is_of(victim, watched.signal));
+                    return self.could_not_tell(watched, effect, trying.proven, trying.yields);
                 }
+                let victim = &self.objectives[&watched].workload;
+                self.learned.retain(|learned| !learned.is_of(victim, watched.signal));
                 self.spare(watched, effect, trying.yields)
             }
             Step::Helps(effect) => {
@@ -160,6 +160,19 @@ impl Governor {
                 Phase::Squeeze(squeeze.beside(trying.yields))
             }
         }
+    }
+
+    /// Too little was seen to let BE go that had been proven to be the cause, and to squeeze what had not.
+    fn could_not_tell(
+        &mut self,
+        watched: Objective,
+        effect: Effect,
+        proven: Option<Squeeze>,
+        yields: Option<Yielding>,
+    ) -> Phase {
+        let Some(squeeze) = proven else { return self.spare(watched, effect, yields) };
+        self.reset_alarms();
+        Phase::Squeeze(squeeze.undecided(self.taken_at))
     }
 
     /// A trial proved nothing against BE. If it yielded, it goes on where that has been of use.

@@ -68,10 +68,10 @@ pub struct Retry {
 }
 
 impl Watched {
-    pub fn new(objective: Objective, workload: String) -> Self {
+    pub fn new(objective: Objective) -> Self {
         Self {
             objective,
-            workload,
+            workload: String::new(),
             promised: None,
             promise: None,
             alarm: Alarm::default(),

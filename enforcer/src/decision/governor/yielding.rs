@@ -21,7 +21,7 @@ const SOON: Duration = Duration::from_mins(5);
 const IN_VAIN_MIN: Duration = Duration::from_mins(1);
 const IN_VAIN_MAX: Duration = Duration::from_mins(30);
 /// A floor is a mean over some ten seconds.
-const STARVES: Duration = Duration::from_secs(5);
+pub const STARVES: Duration = Duration::from_secs(5);
 /// It has helped if no more than this part of the slow share is left.
 const HELPED: f64 = 0.5;
 /// What it does takes a moment to show, and what was seen long ago loses half its weight.
