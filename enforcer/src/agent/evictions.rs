@@ -108,12 +108,13 @@ impl Evictions {
         let ask = |verdict: Verdict| {
             let pod = roster.pod(verdict.id)?;
             self.asked.insert(pod.uid.clone(), (now, usage.mean_of(verdict.id).unwrap_or_default()));
-            self.total += 1;
+            let is_dry_run = setting == policy::Eviction::DryRun;
+            self.total += u64::from(!is_dry_run);
             Some(Eviction {
                 pod: reference(pod),
                 why: verdict.why,
                 victim: situation.victim.cloned(),
-                is_dry_run: setting == policy::Eviction::DryRun,
+                is_dry_run,
             })
         };
         verdicts.into_iter().filter_map(ask).collect()

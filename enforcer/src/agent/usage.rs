@@ -245,7 +245,8 @@ impl UsageMeter {
 
     /// What the cluster is to be told, now and then. `held_back`: CPUs that a squeeze withholds from BE.
     pub fn tell(&mut self, now: Duration, roster: &Roster, held_back: f64) -> Option<Usage> {
-        if now < self.tell_at || self.sampled_at.is_none() {
+        // Nothing is known yet, also right after the times that means reach back were changed.
+        if now < self.tell_at || self.node.mean.value().is_none() {
             return None;
         }
         self.tell_at = now + TELL;

@@ -114,6 +114,12 @@ impl ColocationConfig {
         Ok(all)
     }
 
+    /// Lending is on, and everything else as it is by default.
+    pub fn enabled() -> Self {
+        let cluster = Changes { enable: Some(true), ..Changes::default() };
+        Self { cluster, node_configs: Vec::new() }
+    }
+
     /// The strategy of a node: the cluster's, over it the first matching node config, over it the node's annotation, over
     /// it the node's labels.
     ///

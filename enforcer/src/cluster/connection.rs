@@ -16,6 +16,9 @@ use kube::{
 /// A request that takes longer has failed. Watches go on for as long as something comes.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A connection that says nothing for so long is dead. Watches end by themselves, and are begun anew, before.
+const SILENCE: Duration = Duration::from_secs(310);
+
 /// Who the API server's `managedFields` say wrote something.
 pub const MANAGER: &str = "enforcer";
 
@@ -40,6 +43,8 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client> {
     config.default_retry = false;
     config.connect_timeout = Some(PATIENCE);
     config.write_timeout = Some(PATIENCE);
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
     Client::try_from(config).context("the API server's address or certificates cannot be used")
 }
 

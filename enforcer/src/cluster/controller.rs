@@ -25,6 +25,7 @@ use super::{
     objects::NodeMetric,
     protocol::CONFIG_MAP,
 };
+use crate::decision::batch::Strategy;
 
 const LEASE: &str = "enforcer-controller";
 /// Without a sign for so long, somebody else takes over.
@@ -167,10 +168,10 @@ impl Controller {
             .filter_map(|metric| Some((metric.metadata.name?, metric.status?.update_time?)))
             .collect();
         let config = self.config().await?;
-        let mut removed = 0;
-        for node in nodes.items.iter().filter(|node| is_ours(node)) {
+        let (mut removed, mut failed) = (0, None);
+        for node in nodes.items.iter().filter(|node| wrote_into(node) && (all || offers(node))) {
             let Some(name) = node.metadata.name.as_deref() else { continue };
-            let Ok(strategy) = config.strategy(node) else { continue };
+            let strategy = strategy(&config, node);
             let now = Time(Timestamp::now());
             let (last, is_on) = (reported.get(name), batch::may_lend(&strategy, reported.get(name), &now));
             if !all && is_on.is_ok() {
@@ -182,18 +183,36 @@ impl Controller {
                     removed += 1;
                     tracing::info!(node = name, last_report = ?last.map(|time| time.0), "batch resources removed: {why}");
                 }
-                Err(err) => tracing::warn!(node = name, "batch resources cannot be removed: {err}"),
+                Err(err) => {
+                    tracing::warn!(node = name, "batch resources cannot be removed: {err}");
+                    failed = Some(err);
+                }
             }
         }
-        Ok(removed)
+        match failed {
+            // Nobody looks again.
+            Some(err) if all => Err(err),
+            _ => Ok(removed),
+        }
     }
 
-    /// One that cannot be read says nothing, and agents' word counts.
+    /// One that cannot be read says nothing, and agents' word counts: they keep what was in force.
     async fn config(&self) -> Result<ColocationConfig, Failure> {
         let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.options.config_namespace);
         let data = within(maps.get_opt(CONFIG_MAP)).await?.and_then(|map| map.data).unwrap_or_default();
-        Ok(ColocationConfig::of(&data).unwrap_or_default())
+        Ok(ColocationConfig::of(&data).unwrap_or_else(|wrong| {
+            tracing::warn!(%wrong, "the colocation settings cannot be read: only agents that say nothing count as gone");
+            ColocationConfig::enabled()
+        }))
     }
+}
+
+/// A node's strategy. Where its own settings cannot be read, its agent's word counts as well.
+fn strategy(config: &ColocationConfig, node: &Node) -> Strategy {
+    config.strategy(node).unwrap_or_else(|wrong| {
+        tracing::warn!(%wrong, node = node.metadata.name, "its settings cannot be read");
+        Strategy { enable: true, ..Strategy::default() }
+    })
 }
 
 fn has_expired(spec: &LeaseSpec, now: Timestamp) -> bool {
@@ -202,13 +221,16 @@ fn has_expired(spec: &LeaseSpec, now: Timestamp) -> bool {
     spec.holder_identity.is_none() || renewed.0 + SignedDuration::from_secs(seconds.into()) < now
 }
 
-/// An agent wrote something into its status.
-fn is_ours(node: &Node) -> bool {
+/// An agent wrote something into its status: batch resources, or a condition alone.
+fn wrote_into(node: &Node) -> bool {
     let managers = node.metadata.managed_fields.iter().flatten();
     managers
         .filter(|entry| entry.subresource.as_deref() == Some("status"))
         .any(|entry| entry.manager.as_deref() == Some(MANAGER) && entry.operation.as_deref() == Some("Apply"))
-        && batch::offered(node).is_ok_and(|offer| offer.is_some())
+}
+
+fn offers(node: &Node) -> bool {
+    batch::offered(node).is_ok_and(|offer| offer.is_some())
 }
 
 #[cfg(test)]
@@ -244,7 +266,25 @@ mod tests {
             }))
             .unwrap()
         };
-        assert!(is_ours(&node("enforcer", true)));
-        assert!(!is_ours(&node("enforcer", false)) && !is_ours(&node("koord-manager", true)));
+        let told = |manager, offers_some| {
+            let node = node(manager, offers_some);
+            (wrote_into(&node), offers(&node))
+        };
+        assert_eq!(told("enforcer", true), (true, true));
+        assert_eq!(told("enforcer", false), (true, false), "a condition alone");
+        assert_eq!(told("koord-manager", true), (false, true));
+    }
+
+    #[test]
+    fn settings_that_cannot_be_read_do_not_switch_lending_off() {
+        let broken = BTreeMap::from([("colocation-config".to_owned(), "{\"enable\": tru".to_owned())]);
+        assert!(ColocationConfig::of(&broken).is_err());
+        assert!(strategy(&ColocationConfig::enabled(), &Node::default()).enable);
+        let node: Node = serde_json::from_value(serde_json::json!({
+            "metadata": { "annotations": { "node.koordinator.sh/colocation-strategy": "{" } },
+        }))
+        .unwrap();
+        assert!(ColocationConfig::default().strategy(&node).is_err());
+        assert!(strategy(&ColocationConfig::default(), &node).enable);
     }
 }

@@ -4,10 +4,12 @@
 //! koord-manager, only the status of the latter.
 
 use std::{
+    collections::BTreeMap,
     sync::mpsc::SendError,
     time::{Duration, Instant},
 };
 
+use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
@@ -58,8 +60,12 @@ pub struct Writer {
     written: Option<(Wanted, Instant)>,
     squeeze: Option<String>,
     reported_at: Option<Instant>,
+    /// What the `NodeMetric` says of how it is made: how far means reach back and how often it is reported.
+    metric_spec: Option<(Duration, Duration)>,
     yields_until: Option<Instant>,
     complain_at: Instant,
+    /// What the `ConfigMap` says.
+    data: BTreeMap<String, String>,
     settings: Settings,
     strategy: Strategy,
 }
@@ -101,8 +107,10 @@ impl Writer {
             written: None,
             squeeze: None,
             reported_at: None,
+            metric_spec: None,
             yields_until: None,
             complain_at: now,
+            data: BTreeMap::new(),
             settings: Settings::default(),
             strategy: Strategy::default(),
         }
@@ -146,8 +154,13 @@ impl Writer {
                 Ok(())
             }
             Seen::Node(node) => {
+                let labels = |node: Option<&Node>| node.and_then(|node| node.metadata.labels.clone());
+                let (before, is_first) = (labels(self.known.node.as_ref()), self.known.node.is_none());
                 self.known.node = node.map(|node| *node);
-                self.follow_settings(None).await?;
+                // Entries for some nodes are chosen by labels.
+                let is_another = is_first || before != labels(self.known.node.as_ref());
+                let settings = if is_another { self.node_settings() } else { None };
+                self.follow_settings(settings).await?;
                 let Some(node) = &self.known.node else { return Ok(()) };
                 match batch::of_node(node) {
                     Ok(Inputs { allocatable, cpu_normalization_ratio, .. }) => {
@@ -164,25 +177,25 @@ impl Writer {
                 }
             }
             Seen::Config(config) => {
-                let data = config.and_then(|config| config.data).unwrap_or_default();
-                match ColocationConfig::of(&data) {
+                self.data = config.and_then(|config| config.data).unwrap_or_default();
+                match ColocationConfig::of(&self.data) {
                     Ok(config) => self.known.config = config,
                     Err(wrong) => self.invalid(&wrong).await,
                 }
-                if self.options.mode == Mode::Standalone {
-                    let none = std::collections::BTreeMap::new();
-                    let labels = self.known.node.as_ref().and_then(|node| node.metadata.labels.clone());
-                    return self
-                        .follow_settings(Some(Settings::of_config(&data, labels.as_ref().unwrap_or(&none))))
-                        .await;
-                }
-                self.follow_settings(None).await
+                self.follow_settings(self.node_settings()).await
             }
             Seen::Slo(slo) => {
                 self.follow_settings(Some(slo.map_or(Ok(Settings::default()), |slo| Settings::of(&slo.spec))))
                     .await
             }
         }
+    }
+
+    /// Standalone, what the `ConfigMap` says for this node, once that is known. Alongside, koord-manager says it.
+    fn node_settings(&self) -> Option<Result<Settings, Wrong>> {
+        let node = self.known.node.as_ref().filter(|_| self.options.mode == Mode::Standalone)?;
+        let unlabelled = BTreeMap::new();
+        Some(Settings::of_config(&self.data, node.metadata.labels.as_ref().unwrap_or(&unlabelled)))
     }
 
     /// Tells the loop what changed for it.
@@ -223,7 +236,9 @@ impl Writer {
             Command::Squeeze(squeeze) => {
                 self.squeeze = squeeze;
                 let wanted = self.written.as_ref().map(|(wanted, _)| wanted.clone());
-                if let Some(wanted) = wanted {
+                // Alongside, the condition is all that this agent writes there.
+                let may_be_first = self.options.mode == Mode::Alongside && self.squeeze.is_some();
+                if let Some(wanted) = wanted.or_else(|| may_be_first.then(Wanted::default)) {
                     self.write_status(wanted.offer, wanted.origin).await;
                 }
             }
@@ -264,16 +279,25 @@ impl Writer {
         if self.options.mode != Mode::Standalone {
             // Said, so that both can be compared; koord-manager's counts.
             self.to_loop.send(Update::Lent(Box::new(Lent::new(stands, &answer)))).ok();
+            if !is_first {
+                // A condition that fluttered.
+                self.write_status(None, None).await;
+            }
             return;
         }
         let offer = answer.offer();
         let (offer, origin) = if is_first || must_publish(stands, offer, age, &self.strategy) {
+            if stands != offer {
+                // Also what was written before and is not there any more.
+                self.written = None;
+            }
             (offer, answer.origin())
         } else {
             let written = self.written.as_ref().map(|(wanted, _)| wanted.clone()).unwrap_or_default();
             (written.offer, written.origin)
         };
-        self.to_loop.send(Update::Lent(Box::new(Lent::new(offer, &answer)))).ok();
+        let shown = if self.may_write() { offer } else { stands };
+        self.to_loop.send(Update::Lent(Box::new(Lent::new(shown, &answer)))).ok();
         if let Answer::Nothing(why) = &answer
             && stands.is_some()
         {
@@ -282,9 +306,13 @@ impl Writer {
         self.write_status(offer, origin).await;
     }
 
+    fn may_write(&self) -> bool {
+        !self.options.shadow && self.yields_until.is_none_or(|until| Instant::now() >= until)
+    }
+
     /// Only what is new, and a condition that flutters only now and then.
     async fn write_status(&mut self, offer: Offer, origin: Option<crate::units::Amounts>) {
-        if self.options.shadow || self.yields_until.is_some_and(|until| Instant::now() < until) {
+        if !self.may_write() {
             return;
         }
         let wanted = Wanted { offer, origin, squeeze: self.squeeze.clone() };
@@ -326,11 +354,17 @@ impl Writer {
             Err(err) if err.code() == Some(404) && self.options.mode == Mode::Alongside => {
                 self.complain("no NodeMetric to report to yet", &err);
             }
-            Err(err) => self.complain("the NodeMetric is not brought up to date", &err),
+            Err(err) => {
+                if err.code() == Some(404) {
+                    // Deleted: made anew next time, at once.
+                    (self.metric_spec, self.reported_at) = (None, None);
+                }
+                self.complain("the NodeMetric is not brought up to date", &err);
+            }
         }
     }
 
-    async fn write_metric(&self, usage: &Usage) -> Result<(), Failure> {
+    async fn write_metric(&mut self, usage: &Usage) -> Result<(), Failure> {
         let metrics: Api<NodeMetric> = Api::all(self.client.clone());
         let name = &self.options.place.node;
         let head = |more: serde_json::Value| {
@@ -343,12 +377,15 @@ impl Writer {
             Patch::Apply(body)
         };
         let parameters = PatchParams::apply(MANAGER);
-        if self.options.mode == Mode::Standalone && self.reported_at.is_none() {
+        let (aggregate, interval) =
+            (self.strategy.metric_aggregate_duration, self.strategy.metric_report_interval);
+        if self.options.mode == Mode::Standalone && self.metric_spec != Some((aggregate, interval)) {
             let spec = json!({ "spec": { "metricCollectPolicy": {
-                "aggregateDurationSeconds": self.strategy.metric_aggregate_duration.as_secs(),
-                "reportIntervalSeconds": self.strategy.metric_report_interval.as_secs(),
+                "aggregateDurationSeconds": aggregate.as_secs(),
+                "reportIntervalSeconds": interval.as_secs(),
             }}});
             within(metrics.patch(name, &parameters, &head(spec))).await?;
+            self.metric_spec = Some((aggregate, interval));
         }
         let status = json!({ "status": usage.status(&now()) });
         // The status has no other writer; koordlet's, if it ran here before, is taken over.
