@@ -100,7 +100,7 @@ impl Hold {
         tallies: impl Iterator<Item = (Objective, Tally)>,
     ) -> Verdict {
         let elapsed = now.saturating_sub(std::mem::replace(&mut self.observed_until, now));
-        if self.bands.follow(load_hz) {
+        if self.bands.follow(load_hz, now) {
             let share = self.bands.start().unwrap_or(self.share);
             return self.change(now, share, None);
         }
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn another_load_gets_what_worked_there_at_once() {
+    fn another_load_gets_what_worked_there_soon_and_a_heavier_one_at_once() {
         let mut hold = Hold::start(Duration::ZERO, Bands::default(), 1.0);
         // At 300 requests per second nothing hurts, at 900 every share above 0.2 does. Twenty seconds each, in turns.
         let mut slow_in_last_turns = 0;
@@ -287,10 +287,21 @@ mod tests {
             }
             let tally = Tally { total, slow };
             hold.observe(TICK * tick, rate, one(tally));
-            if tick > 800 && !busy && tick % 200 > 5 {
+            if tick > 800 && !busy && tick % 200 > 15 {
                 assert!(hold.share() > 0.9, "{} at {tick}", hold.share());
             }
         }
         assert!(slow_in_last_turns <= 10, "{slow_in_last_turns}");
+    }
+
+    #[test]
+    fn a_victim_that_is_starved_by_all_of_be_is_seen_to_be_although_its_rate_swings() {
+        let mut hold = Hold::start(Duration::ZERO, Bands::default(), 1.0);
+        let lowered = (1..100_u32).find(|&tick| {
+            let rate = [1_000.0, 650.0, 1_250.0, 580.0][tick as usize % 4];
+            hold.observe(TICK * tick, rate, one(Tally { total: 80, slow: 50 }));
+            hold.share() < 1.0
+        });
+        assert!(lowered.is_some_and(|tick| tick <= 20), "{lowered:?}");
     }
 }
