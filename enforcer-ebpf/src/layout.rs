@@ -282,7 +282,7 @@ pub enum Drop {
     NoSocketState = 3,
     /// A packet whose headers could not be read.
     Unparsable = 4,
-    /// Traffic of a cgroup that has a probe attached but no victim row.
+    /// Traffic of a cgroup below one that has a probe attached, which has no place (yet).
     UnknownGroup = 5,
     /// The agent did not take earlier onsets from the ring in time; it finds out at its next tick.
     OnsetRingFull = 6,

@@ -457,12 +457,8 @@ fn connection(
         return None;
     }
     let tuple = Tuple::of(ctx, segment, direction)?;
-    let victim = if is_served(ctx, &tuple) {
-        // Not settled: its cgroup may get a place in a moment.
-        Some(victim_of(ctx)).filter(|victim| *victim != NO_VICTIM)?
-    } else {
-        NO_VICTIM
-    };
+    // Without a place it is not settled: its cgroup may get one in a moment.
+    let victim = if is_served(ctx, &tuple) { victim_of(ctx)? } else { NO_VICTIM };
     // A server may speak first; then the acknowledgement tells where the other side's bytes begin.
     let next_in = match direction {
         Direction::In => segment.sequence,
@@ -517,16 +513,16 @@ fn storage(sk: *mut bpf_sock, initial: *mut Connection, flags: u64) -> Option<&'
     unsafe { bpf_sk_storage_get(map.cast(), sk.cast(), initial.cast(), flags).cast::<Connection>().as_mut() }
 }
 
-/// The victim row of the socket's cgroup.
+/// The victim row of the socket's cgroup, or [`NO_VICTIM`]. `None`: it has no place yet.
 #[inline(always)]
-fn victim_of(ctx: &SkBuffContext) -> u32 {
+fn victim_of(ctx: &SkBuffContext) -> Option<u32> {
     // SAFETY: the program's own context.
     let id = unsafe { bpf_skb_cgroup_id(ctx.skb.skb) };
-    let victim = find_place(Key::v2(id)).map_or(NO_VICTIM, Place::victim);
-    if victim == NO_VICTIM {
+    let place = find_place(Key::v2(id));
+    if place.is_none() {
         ThisCpu::get().drop(ctx, Drop::UnknownGroup);
     }
-    victim
+    place.map(Place::victim)
 }
 
 /// Whether somebody listens on the connection's local address and port. Asked once per connection: a lookup with the

@@ -236,9 +236,7 @@ impl Writer {
             Command::Squeeze(squeeze) => {
                 self.squeeze = squeeze;
                 let wanted = self.written.as_ref().map(|(wanted, _)| wanted.clone());
-                // Alongside, the condition is all that this agent writes there.
-                let may_be_first = self.options.mode == Mode::Alongside && self.squeeze.is_some();
-                if let Some(wanted) = wanted.or_else(|| may_be_first.then(Wanted::default)) {
+                if let Some(wanted) = wanted {
                     self.write_status(wanted.offer, wanted.origin).await;
                 }
             }
@@ -279,10 +277,8 @@ impl Writer {
         if self.options.mode != Mode::Standalone {
             // Said, so that both can be compared; koord-manager's counts.
             self.to_loop.send(Update::Lent(Box::new(Lent::new(stands, &answer)))).ok();
-            if !is_first {
-                // A condition that fluttered.
-                self.write_status(None, None).await;
-            }
+            // Also what a former run left, and a condition that fluttered.
+            self.write_status(None, None).await;
             return;
         }
         let offer = answer.offer();

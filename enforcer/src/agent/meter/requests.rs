@@ -14,9 +14,11 @@ use crate::{
 impl Meter {
     /// Leaves out so much, and takes up again what is no longer left out. How many directories' requests that concerns.
     pub fn shed(&mut self, level: Level, probes: &mut Probes, mounts: &Mounts) -> usize {
-        let before = std::mem::replace(&mut self.shed, level);
+        self.shed = level;
         for group in self.groups.values_mut().filter(|group| group.serves) {
-            if group.measures_requests(level) && !group.measures_requests(before) {
+            let mut counted = group.slots.iter().filter_map(|slot| self.counted[*slot as usize].as_ref());
+            let is_measured = counted.any(|counted| counted.requests.is_some());
+            if group.measures_requests(level) && !is_measured {
                 group.forget_requests(&self.counters);
             }
         }
@@ -67,7 +69,7 @@ impl Meter {
         }
     }
 
-    /// Puts the programs for all requests of a group, or for a part of them, in place. Tried again if that fails.
+    /// Puts the programs for all requests of a group, or for a part of them, in place. The way back is tried again if it fails.
     fn count_requests(&mut self, id: GroupId, is_sparse: bool, probes: &mut Probes, mounts: &Mounts) {
         let mut all_changed = true;
         for slot in &self.groups[id].slots {
@@ -81,7 +83,8 @@ impl Meter {
                 all_changed = false;
             }
         }
-        if all_changed {
+        // Where some still look at all requests, that is right as well. Where some look at sparse ones only, it is not.
+        if all_changed || is_sparse {
             self.groups[id].is_sparse = is_sparse;
         }
     }

@@ -379,7 +379,7 @@ impl Governor {
         let known = self.learned.iter().position(is_known);
         let cause = self.proven_cause(watched, proof);
         let mut bands = known.map_or_else(Bands::default, |place| self.learned.swap_remove(place).bands);
-        bands.follow(self.objectives[&watched].load_hz);
+        bands.enter(self.objectives[&watched].load_hz);
         let hold = Hold::start(now, bands, share);
         self.reset_alarms();
         Squeeze::start(now, hold, watched, (who, culprits), cause, proof)
@@ -407,11 +407,12 @@ impl Governor {
         if squeeze.has_taken_hold(now) && (!someone_runs || says_nothing) {
             return self.release(squeeze);
         }
-        // In vain, and somebody else takes the memory now.
-        if squeeze.is_of_memory()
-            && squeeze.is_in_vain(now)
-            && objective.memory_user.is_none_or(|user| !squeeze.who.contains(&user))
-        {
+        // In vain: somebody else takes the memory now, or nobody does and something is missed all the same.
+        let takes_no_more = match objective.memory_user {
+            Some(user) => !squeeze.who.contains(&user),
+            None => self.objectives.values().any(|watched| watched.alarm.is_on()),
+        };
+        if squeeze.is_of_memory() && squeeze.is_in_vain(now) && takes_no_more {
             return self.release(squeeze);
         }
         let below_floors = be::are_below_floors(squeeze.who.iter().map(|id| &self.be[id]));

@@ -43,7 +43,10 @@ impl Governor {
                 let existing = squeeze.who.iter().map(|id| &self.be[id]).filter(|be| be.exists);
                 for be in existing {
                     let restraint = squeeze.restraint(now, be, self.cpus);
-                    if restraint != Restraint::default() {
+                    if restraint == Restraint::default() {
+                        // Who takes turns does not yield beside the others either.
+                        self.plan.restraints.remove(&be.id);
+                    } else {
                         self.plan.restraints.insert(be.id, restraint);
                     }
                     // Whoever was never held back has not been at its floor.

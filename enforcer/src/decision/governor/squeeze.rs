@@ -101,6 +101,8 @@ impl Squeeze {
         self.verify_after = (self.verify_after * 2).min(VERIFY_MAX);
         self.verify_at = now + self.verify_after;
         self.in_vain_since = None;
+        // In a trial BE could not show whether it starves.
+        self.starved_since = None;
         self
     }
 
@@ -117,6 +119,8 @@ impl Squeeze {
         self.hold.restart(now);
         self.verify_at = now + self.verify_after;
         self.in_vain_since = None;
+        // In a trial BE could not show whether it starves.
+        self.starved_since = None;
         self
     }
 

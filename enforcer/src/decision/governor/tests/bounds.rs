@@ -173,6 +173,29 @@ fn memory_is_given_back_when_ls_does_not_stall_and_cpu_is_never_taken_for_it() {
 }
 
 #[test]
+fn memory_that_is_held_back_stays_so_when_nobody_stalls_any_more() {
+    let mut all = groups(1);
+    all[0].slo = Slo { memory_stall: Some("1%".parse().unwrap()), ..Slo::default() };
+    let mut node = Pair { governor: governor(&all, Mode::Enforce), ticks: 0 };
+    let hog = GroupSnapshot {
+        levers: batch(0.0).levers.with(Lever::Memory),
+        memory_bytes: Some(1 << 30),
+        ..batch(0.0)
+    };
+    // Reclaim takes some seconds. Who stalls for nothing stalls for nobody's memory.
+    for tick in 1..=130 {
+        let (slow, memory_user) = if tick <= 30 { (30, Some(GroupId(1))) } else { (0, None) };
+        let web = GroupSnapshot {
+            memory_stalls: Some(Tally { total: 100, slow }),
+            memory_user,
+            ..GroupSnapshot::default()
+        };
+        let plan = node.tick(0.0, web, hog);
+        assert!(tick == 1 || plan.restraints.contains_key(&GroupId(1)), "{tick}: {plan:?}");
+    }
+}
+
+#[test]
 fn what_was_learned_of_a_workload_outlives_its_last_pod_also_within_a_trial() {
     let mut node = Pair::with_floor(MilliCores::from_cores(FLOOR_CORES));
     node.harm_until("squeeze");
