@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     be::BeGroup,
-    yielding::{STARVES, Yielding},
+    yielding::{Hunger, Yielding},
 };
 use crate::{
     decision::{
@@ -51,8 +51,8 @@ pub struct Squeeze {
     in_vain_since: Option<Duration>,
     verify_at: Duration,
     verify_after: Duration,
-    /// Since when BE that yields has had less than its floors, and whether that was for too long.
-    starved_since: Option<Duration>,
+    hunger: Hunger,
+    /// BE had less than its floors for too long, and yields no longer.
     takes_turns: bool,
 }
 
@@ -79,7 +79,7 @@ impl Squeeze {
             in_vain_since: None,
             verify_at: now + VERIFY_MIN,
             verify_after: VERIFY_MIN,
-            starved_since: None,
+            hunger: Hunger::default(),
             takes_turns: false,
         }
     }
@@ -96,14 +96,9 @@ impl Squeeze {
     /// Proven once more.
     #[must_use]
     pub fn proven_again(mut self, now: Duration, proof: Proof) -> Self {
-        self.hold.restart(now);
         self.proof = proof;
         self.verify_after = (self.verify_after * 2).min(VERIFY_MAX);
-        self.verify_at = now + self.verify_after;
-        self.in_vain_since = None;
-        // In a trial BE could not show whether it starves.
-        self.starved_since = None;
-        self
+        self.resumed(now)
     }
 
     /// The other BE goes on yielding, if it does.
@@ -113,14 +108,14 @@ impl Squeeze {
         self
     }
 
-    /// A trial could not tell.
+    /// Goes on after a trial.
     #[must_use]
-    pub fn undecided(mut self, now: Duration) -> Self {
+    pub fn resumed(mut self, now: Duration) -> Self {
         self.hold.restart(now);
         self.verify_at = now + self.verify_after;
         self.in_vain_since = None;
-        // In a trial BE could not show whether it starves.
-        self.starved_since = None;
+        // In the trial BE could not show whether it starves.
+        self.hunger = Hunger::default();
         self
     }
 
@@ -159,11 +154,11 @@ impl Squeeze {
     /// Takes note of whether BE, which yields to too many, has less than its floors. If it has had for too long, it yields no
     /// longer: then its quota alone holds it back.
     pub fn note_floors(&mut self, now: Duration, below_floors: bool) {
-        self.starved_since = below_floors.then(|| self.starved_since.unwrap_or(now));
-        self.takes_turns |= self.starved_since.is_some_and(|since| now >= since + STARVES);
+        self.takes_turns |= self.hunger.is_long(now, below_floors);
     }
 
-    /// One of memory is not verified: stopped, BE gives nothing back. One that leaves BE all that nobody else wants need not prove itself at BE's cost: it ends by itself soon.
+    /// One of memory is not verified: stopped, BE gives nothing back. One that leaves BE all that nobody else wants need not
+    /// prove itself at BE's cost: it ends by itself soon.
     pub fn must_be_verified(&self, now: Duration) -> bool {
         !self.is_of_memory() && now >= self.verify_at && self.has_taken_hold(now) && self.hold.share() < 1.0
     }

@@ -732,5 +732,5 @@ fn a_squeeze_that_leaves_be_everything_ends_although_little_is_heard() {
         let node = Snapshot { taken_at: now + TICK * *tick, steal: Some(0.0), groups, ..Snapshot::default() };
         governor.decide(&node).restraints.is_empty()
     });
-    assert!(ends.is_some_and(|tick| (600..630).contains(&tick)), "{ends:?}");
+    assert!(ends.is_some_and(|tick| (610..630).contains(&tick)), "{ends:?}");
 }

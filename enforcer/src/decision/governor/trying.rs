@@ -172,7 +172,7 @@ impl Governor {
     ) -> Phase {
         let Some(squeeze) = proven else { return self.spare(watched, effect, yields) };
         self.reset_alarms();
-        Phase::Squeeze(squeeze.undecided(self.taken_at))
+        Phase::Squeeze(squeeze.resumed(self.taken_at))
     }
 
     /// A trial proved nothing against BE. If it yielded, it goes on where that has been of use.

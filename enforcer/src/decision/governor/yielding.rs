@@ -21,7 +21,7 @@ const SOON: Duration = Duration::from_mins(5);
 const IN_VAIN_MIN: Duration = Duration::from_mins(1);
 const IN_VAIN_MAX: Duration = Duration::from_mins(30);
 /// A floor is a mean over some ten seconds.
-pub const STARVES: Duration = Duration::from_secs(5);
+const STARVES: Duration = Duration::from_secs(5);
 /// It has helped if no more than this part of the slow share is left.
 const HELPED: f64 = 0.5;
 /// What it does takes a moment to show, and what was seen long ago loses half its weight.
@@ -41,8 +41,7 @@ pub struct Yielding {
     since: Tally,
     counts_from: Duration,
     fades_at: Duration,
-    /// Since when BE, which yields to too many, has had less than its floors.
-    starved_since: Option<Duration>,
+    hunger: Hunger,
 }
 
 impl Yielding {
@@ -62,7 +61,7 @@ impl Yielding {
             since: Tally::default(),
             counts_from: now + SETTLE,
             fades_at: now + FADE,
-            starved_since: None,
+            hunger: Hunger(None),
         }
     }
 
@@ -81,7 +80,7 @@ impl Yielding {
     /// Goes on after a trial, in which BE could not show whether it starves.
     #[must_use]
     pub const fn resumed(mut self) -> Self {
-        self.starved_since = None;
+        self.hunger = Hunger(None);
         self
     }
 
@@ -99,8 +98,19 @@ impl Yielding {
 
     /// Takes note of whether BE has less than its floors. Whether it has had for too long.
     pub fn starves(&mut self, now: Duration, below_floors: bool) -> bool {
-        self.starved_since = below_floors.then(|| self.starved_since.unwrap_or(now));
-        self.starved_since.is_some_and(|since| now >= since + STARVES)
+        self.hunger.is_long(now, below_floors)
+    }
+}
+
+/// Since when BE, which yields to too many, has had less than its floors.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hunger(Option<Duration>);
+
+impl Hunger {
+    /// Takes note of whether it has. Whether it has had for too long.
+    pub fn is_long(&mut self, now: Duration, below_floors: bool) -> bool {
+        self.0 = below_floors.then(|| self.0.unwrap_or(now));
+        self.0.is_some_and(|since| now >= since + STARVES)
     }
 }
 

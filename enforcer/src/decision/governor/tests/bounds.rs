@@ -16,6 +16,18 @@ impl Pair {
         Self { governor: governor(&groups, Mode::Enforce), ticks: 0 }
     }
 
+    /// LS is promised that it stalls no more than 1 % of the time for memory, and BE sleeps on what it took.
+    fn with_a_hog() -> (Self, GroupSnapshot) {
+        let mut groups = groups(1);
+        groups[0].slo = Slo { memory_stall: Some("1%".parse().unwrap()), ..Slo::default() };
+        let hog = GroupSnapshot {
+            levers: batch(0.0).levers.with(Lever::Memory),
+            memory_bytes: Some(1 << 30),
+            ..batch(0.0)
+        };
+        (Self { governor: governor(&groups, Mode::Enforce), ticks: 0 }, hog)
+    }
+
     fn tick(&mut self, steal: f64, web: GroupSnapshot, batch: GroupSnapshot) -> Plan {
         self.tell(steal, web, batch, Vec::new())
     }
@@ -137,15 +149,7 @@ fn be_that_yields_to_too_many_in_a_squeeze_gets_its_floor_back() {
 
 #[test]
 fn memory_is_given_back_when_ls_does_not_stall_and_cpu_is_never_taken_for_it() {
-    let mut all = groups(1);
-    all[0].slo = Slo { memory_stall: Some("1%".parse().unwrap()), ..Slo::default() };
-    let mut node = Pair { governor: governor(&all, Mode::Enforce), ticks: 0 };
-    // Sleeps on what it took.
-    let hog = GroupSnapshot {
-        levers: batch(0.0).levers.with(Lever::Memory),
-        memory_bytes: Some(1 << 30),
-        ..batch(0.0)
-    };
+    let (mut node, hog) = Pair::with_a_hog();
     let mut high = None;
     let mut plans = Vec::new();
     for _ in 0..1_500 {
@@ -174,14 +178,7 @@ fn memory_is_given_back_when_ls_does_not_stall_and_cpu_is_never_taken_for_it() {
 
 #[test]
 fn memory_that_is_held_back_stays_so_when_nobody_stalls_any_more() {
-    let mut all = groups(1);
-    all[0].slo = Slo { memory_stall: Some("1%".parse().unwrap()), ..Slo::default() };
-    let mut node = Pair { governor: governor(&all, Mode::Enforce), ticks: 0 };
-    let hog = GroupSnapshot {
-        levers: batch(0.0).levers.with(Lever::Memory),
-        memory_bytes: Some(1 << 30),
-        ..batch(0.0)
-    };
+    let (mut node, hog) = Pair::with_a_hog();
     // Reclaim takes some seconds. Who stalls for nothing stalls for nobody's memory.
     for tick in 1..=130 {
         let (slow, memory_user) = if tick <= 30 { (30, Some(GroupId(1))) } else { (0, None) };
