@@ -1,8 +1,10 @@
 //! The order of alarm, cause, yielding, trial and hold.
 
 mod be;
+mod learned;
 mod outcome;
 mod squeeze;
+mod squeezing;
 mod trying;
 mod watched;
 mod yielding;
@@ -12,12 +14,12 @@ use std::{
     time::Duration,
 };
 
-use self::{be::BeGroup, squeeze::Squeeze, trying::Trying, watched::Watched, yielding::Yielding};
+use self::{
+    be::BeGroup, learned::Learned, squeeze::Squeeze, trying::Trying, watched::Watched, yielding::Yielding,
+};
 use super::{
-    bands::Bands,
     cause::{Cause, STEAL_MAX},
-    hold::{self, Hold},
-    plan::{Objective, Plan, Proof},
+    plan::{Objective, Plan},
 };
 use crate::{
     model::{GroupId, Lever, Signal, Snapshot},
@@ -26,12 +28,6 @@ use crate::{
 
 /// An LS group that says nothing for so long no longer keeps BE squeezed.
 const SILENCE: Duration = Duration::from_secs(5);
-/// Nor does one of which nothing but stolen time is heard for so long: whether BE is the cause cannot be seen then.
-const SPOILT: Duration = Duration::from_mins(1);
-/// How long it is remembered that these BE groups were the cause.
-const REMEMBERED: Duration = Duration::from_mins(30);
-/// Of the memory that may be taken from BE, it keeps so much at first.
-const MEMORY_FIRST: f64 = 0.5;
 
 /// Whether trials may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,17 +52,6 @@ pub struct Governor {
     /// When the hypervisor last left the node its CPUs.
     clean_at: Duration,
     plan: Plan,
-}
-
-/// That some BE workloads were the cause of one objective's trouble, and what they may keep. By name, because pods of the
-/// same kind come and go.
-#[derive(Debug)]
-struct Learned {
-    victim: String,
-    signal: Signal,
-    culprits: BTreeSet<String>,
-    bands: Bands,
-    at: Duration,
 }
 
 #[derive(Debug)]
@@ -324,141 +309,8 @@ impl Governor {
         self.try_without_be(missed, Some(yielding)).unwrap_or(Phase::Yielding(yielding))
     }
 
-    /// The kernel itself saw what BE did while the victim waited: no trial is needed.
-    fn blame(&mut self, watched: Objective) -> Option<Squeeze> {
-        let objective = &self.objectives[&watched];
-        let (cause, evidence) = objective.cause(|group| self.class(group));
-        match cause {
-            Cause::BeCpu => {
-                let mut who = objective.culprits(self.be.keys().copied());
-                who.retain(|id| self.be[id].can_be_held_back());
-                if who.is_empty() {
-                    return None;
-                }
-                let proof = Proof::Blame { waited_for_be: evidence.waited_for_be };
-                // The weakest lever first: one that takes nothing from BE where nobody else wants the CPU.
-                let all_idle = who.iter().all(|id| self.be[id].has(Lever::Idle));
-                let squeeze = self.squeeze(watched, who, proof, if all_idle { 1.0 } else { 0.0 });
-                Some(squeeze.frozen_at_the_floor(self.taken_at))
-            }
-            Cause::BeMemory => {
-                let who: Vec<GroupId> = objective.memory_user.into_iter().collect();
-                let can = who.iter().all(|id| self.be[id].has(Lever::Memory));
-                can.then(|| self.squeeze(watched, who, Proof::Memory, MEMORY_FIRST))
-            }
-            _ => None,
-        }
-    }
-
-    /// BE that was proven to be the cause lately, and runs, need not be tried again.
-    fn remember(&mut self, watched: Objective) -> Option<Squeeze> {
-        let now = self.taken_at;
-        let victim = &self.objectives[&watched].workload;
-        let found = self.learned.iter().find_map(|learned| {
-            let is_it = learned.is_of(victim, watched.signal) && now < learned.at + REMEMBERED;
-            let who = if is_it { self.members(&learned.culprits) } else { Vec::new() };
-            who.iter().any(|id| self.be[id].runs() && self.be[id].can_be_held_back()).then_some(who)
-        });
-        let squeeze = self.squeeze(watched, found?, Proof::Remembered, 0.0);
-        Some(squeeze.frozen_at_the_floor(now))
-    }
-
-    /// The groups of these workloads.
-    fn members(&self, workloads: &BTreeSet<String>) -> Vec<GroupId> {
-        let members = self.be.values().filter(|be| workloads.contains(&be.workload));
-        members.map(|be| be.id).collect()
-    }
-
-    /// Starts a squeeze with what was learned of these groups' workloads, or with `share`.
-    fn squeeze(&mut self, watched: Objective, who: Vec<GroupId>, proof: Proof, share: f64) -> Squeeze {
-        let now = self.taken_at;
-        let culprits: BTreeSet<String> = who.iter().map(|id| self.be[id].workload.clone()).collect();
-        let victim = &self.objectives[&watched].workload;
-        let is_known =
-            |learned: &Learned| learned.is_of(victim, watched.signal) && learned.culprits == culprits;
-        let known = self.learned.iter().position(is_known);
-        let cause = self.proven_cause(watched, proof);
-        let mut bands = known.map_or_else(Bands::default, |place| self.learned.swap_remove(place).bands);
-        bands.enter(self.objectives[&watched].load_hz);
-        let hold = Hold::start(now, bands, share);
-        self.reset_alarms();
-        Squeeze::start(now, hold, watched, (who, culprits), cause, proof)
-    }
-
-    /// What the proof says, and where it says only that it is BE: on the CPUs, or in the caches?
-    fn proven_cause(&self, watched: Objective, proof: Proof) -> Cause {
-        match (proof, self.objectives[&watched].cause(|group| self.class(group))) {
-            (Proof::Blame { .. }, _) => Cause::BeCpu,
-            (Proof::Memory, _) => Cause::BeMemory,
-            (Proof::Trial(_) | Proof::Remembered, (cause @ (Cause::BeCpu | Cause::BeMemory), _)) => cause,
-            (Proof::Trial(_) | Proof::Remembered, _) => Cause::BeCache,
-        }
-    }
-
-    fn go_on_squeezing(&mut self, mut squeeze: Squeeze, node: &Snapshot, spoilt: bool) -> Phase {
-        let now = self.taken_at;
-        // Another pod of the same workload shares its lot.
-        squeeze.who = self.members(&squeeze.culprits);
-        let objective = &self.objectives[&squeeze.watched];
-        // Who sleeps on memory holds it all the same.
-        let goes_on = |be: &BeGroup| if squeeze.is_of_memory() { be.exists } else { be.runs() };
-        let someone_runs = squeeze.who.iter().any(|id| goes_on(&self.be[id]));
-        let says_nothing = now >= objective.heard_at + SILENCE || now >= self.clean_at + SPOILT;
-        if squeeze.has_taken_hold(now) && (!someone_runs || says_nothing) {
-            return self.release(squeeze);
-        }
-        // In vain: somebody else takes the memory now, or nobody does and something is missed all the same.
-        let takes_no_more = match objective.memory_user {
-            Some(user) => !squeeze.who.contains(&user),
-            None => self.objectives.values().any(|watched| watched.alarm.is_on()),
-        };
-        if squeeze.is_of_memory() && squeeze.is_in_vain(now) && takes_no_more {
-            return self.release(squeeze);
-        }
-        let below_floors = be::are_below_floors(squeeze.who.iter().map(|id| &self.be[id]));
-        squeeze.note_floors(now, below_floors);
-        if let Some(yielding) = &mut squeeze.yields {
-            let others = self.be.values().filter(|be| be.can_yield() && !squeeze.who.contains(&be.id));
-            if yielding.starves(now, be::are_below_floors(others)) {
-                let dear = yielding.watched;
-                squeeze.yields = None;
-                self.watched_mut(dear).yielding.was_in_vain(now);
-            }
-        }
-        let objective = &self.objectives[&squeeze.watched];
-        let (be_cores, objectives, yields) = (self.be_cores(), &self.objectives, squeeze.yields.is_some());
-        let tallies = objectives.values().filter_map(|watched| {
-            let says_nothing_of_be = spoilt || watched.waits_for_retry(now, be_cores, yields);
-            Some((watched.objective, watched.tally(node).filter(|_| !says_nothing_of_be)?))
-        });
-        if squeeze.observe(now, objective.load_hz, tallies) == hold::Verdict::Release {
-            return self.release(squeeze);
-        }
-        let can_be_stopped = squeeze.who.iter().any(|id| self.be[id].has(Lever::Quota));
-        if !spoilt && can_be_stopped && squeeze.must_be_verified(now) {
-            let (watched, who, yields) = (squeeze.watched, squeeze.who.clone(), squeeze.yields);
-            let trying = self.trying(watched, who, Vec::new(), Some(squeeze));
-            return Phase::Trying(Trying { yields, ..trying });
-        }
-        Phase::Squeeze(squeeze)
-    }
-
     fn watched_mut(&mut self, objective: Objective) -> &mut Watched {
         self.objectives.get_mut(&objective).expect("BUG: something is done about a forgotten objective")
-    }
-
-    fn release(&mut self, squeeze: Squeeze) -> Phase {
-        let Squeeze { watched, culprits, hold, proof, yields, .. } = squeeze;
-        let now = self.taken_at;
-        self.learned.retain(|learned| now < learned.at + REMEMBERED);
-        // Shares of memory say nothing of shares of CPU.
-        if proof != Proof::Memory && !culprits.is_empty() {
-            let victim = self.objectives[&watched].workload.clone();
-            let bands = hold.into_bands();
-            self.learned.push(Learned { victim, signal: watched.signal, culprits, bands, at: now });
-        }
-        self.reset_alarms();
-        Phase::after(yields)
     }
 
     /// What the alarms heard was said under other conditions.
@@ -492,12 +344,6 @@ impl Phase {
             }),
             Self::Squeeze(squeeze) => Self::Squeeze(of_squeeze(squeeze)),
         }
-    }
-}
-
-impl Learned {
-    fn is_of(&self, victim: &str, signal: Signal) -> bool {
-        self.victim == victim && self.signal == signal
     }
 }
 
