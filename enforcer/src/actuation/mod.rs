@@ -4,45 +4,36 @@
 //! no longer names the directory, on exit, and at the next start after a crash. What somebody else wrote meanwhile is
 //! their wish: it becomes the owner's value.
 
+mod compare;
 mod holdings;
 pub mod journal;
 pub mod key;
 pub mod lease;
 pub mod split;
+pub mod standing;
 mod writer;
 
 use std::{
     borrow::Cow,
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
-    os::unix::ffi::OsStrExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use self::{
+    compare::COMPARE,
     holdings::{Held, Holdings},
     journal::Journal,
     key::Key,
+    standing::Standing,
     writer::Writer,
 };
-use crate::{
-    cgroup::{
-        hierarchy::{Hierarchy, Mounts},
-        setting::{self, Knob, Setting, SettingFile},
-        tree::Directory,
-    },
-    model::CpuLimit,
+use crate::cgroup::{
+    hierarchy::{Hierarchy, Mounts},
+    setting::{self, Knob, Setting, SettingFile},
+    tree::Directory,
 };
-
-/// How often files are compared with what was written: those that the plan names, and some of the others.
-const COMPARE: Duration = Duration::from_secs(1);
-/// Of the others at least so many: a look at a file costs some 40 us, and hardly any is ever written by anybody else.
-const COMPARED: usize = 30;
-/// All of many are compared in so many turns.
-const ALL_COMPARED: usize = 60;
-/// A directory that somebody else keeps writing is left to them for so long: two agents must not fight.
-const YIELD: Duration = Duration::from_secs(10);
 
 /// At the end, writes that the kernel is busy with are waited for so long. Of most it takes the value first and reclaims afterwards,
 /// so the owner's value, written meanwhile, stays; a v1 memory limit comes last, and is put right when it has come.
@@ -100,9 +91,6 @@ pub struct Actuator {
     planned: BTreeSet<Key>,
 }
 
-/// What is to be in force until it is replaced, whatever the plan says beside it.
-pub type Standing = BTreeMap<Key, (Directory, Setting)>;
-
 /// What a call makes be in force.
 type Wanted<'a> = BTreeMap<Key, (&'a Directory, Setting)>;
 
@@ -137,24 +125,6 @@ impl Actuator {
     /// [`journal::Error::Removed`].
     pub fn check_journal(&self) -> Result<(), journal::Error> {
         self.journal.check()
-    }
-
-    /// From now on these are standing settings, and `gone`, as far as they are not among them, no longer are.
-    pub fn stand(&mut self, gone: &[Key], new: Standing) {
-        // Nothing would ever take them in, and they would pile up.
-        if self.shadow {
-            return;
-        }
-        for key in gone.iter().filter(|key| !new.contains_key(key)) {
-            if self.standing.remove(key).is_some() {
-                self.loose.insert(key.clone());
-            }
-        }
-        if !new.is_empty() {
-            self.unsettled.extend(new.keys().cloned());
-            self.settle_at = Duration::ZERO;
-        }
-        self.standing.extend(new);
     }
 
     /// Makes exactly these settings be in force beside the standing ones, and where both want something, the tighter one.
@@ -199,41 +169,6 @@ impl Actuator {
             }
         }
         applied
-    }
-
-    /// Adds standing settings that may not be in force to those of the plan, which go before.
-    fn add_standing<'a>(&mut self, now: Duration, standing: &'a Standing, wanted: &mut Wanted<'a>) {
-        if !self.planned.iter().eq(wanted.keys()) {
-            let planned: BTreeSet<Key> = wanted.keys().cloned().collect();
-            for key in self.planned.symmetric_difference(&planned) {
-                self.unsettled.insert(key.clone());
-                self.unsettled.extend(quotas_below(key, standing));
-                self.loose.insert(key.clone());
-            }
-            self.planned = planned;
-            self.settle_at = Duration::ZERO;
-        }
-        let quotas: Vec<PathBuf> = wanted
-            .iter()
-            .filter(|(key, (directory, _))| {
-                key.knob == Knob::Quota && directory.hierarchy == Hierarchy::V1Cpu
-            })
-            .map(|(key, _)| key.path.clone())
-            .collect();
-        for (key, (_, planned)) in wanted.iter_mut() {
-            if let Some((_, setting)) = standing.get(key) {
-                *planned = planned.clone().within(setting);
-            }
-        }
-        if now < self.settle_at {
-            return;
-        }
-        self.settle_at = now + COMPARE;
-        for key in std::mem::take(&mut self.unsettled) {
-            if let Some((key, value)) = standing.get_key_value(&key) {
-                want_standing(key, value, &quotas, wanted);
-            }
-        }
     }
 
     /// The journal knows of it.
@@ -313,24 +248,6 @@ impl Actuator {
         self.release_loose(|_| false, &mut applied);
         self.save(&mut applied);
         applied
-    }
-
-    /// Quotas below a v1 directory that is to be lowered are lifted; the directory's own does their work.
-    fn want_no_quota_below<'a>(&self, target: &Target<'a>, wanted: &mut Wanted<'a>) {
-        for &below in &target.below {
-            let path = self.path_of(below);
-            let key = Key::new(Knob::Quota, path.clone());
-            let owners = match self.held.get(&key) {
-                Some(held) if held.entry().inode == below.inode => Ok(held.entry().owner.clone()),
-                _ => SettingFile::new(below.hierarchy, path, Knob::Quota).read(),
-            };
-            if let Ok(Setting::Quota(owners)) = owners
-                && owners.quota_us.is_some()
-            {
-                let none = Setting::Quota(CpuLimit { quota_us: None, ..owners });
-                wanted.insert(key, (below, none));
-            }
-        }
     }
 
     /// Whether what is held under this name, if anything, is of this directory. What is of an earlier one of the same name is
@@ -428,60 +345,6 @@ impl Actuator {
         }
     }
 
-    /// Looks whether the files still hold what was written.
-    fn compare(&mut self, now: Duration, applied: &mut Applied) {
-        let some = COMPARED.max(self.held.len() / ALL_COMPARED);
-        let after = self.compared.take();
-        // A set: what is planned may have its turn as well.
-        let mut keys: BTreeSet<Key> = self.held.after(after.as_ref(), some).cloned().collect();
-        // From the beginning, once the end is reached.
-        self.compared = keys.last().filter(|_| keys.len() == some).cloned();
-        keys.extend(self.planned.iter().cloned());
-        for key in keys {
-            self.compare_one(&key, now, applied);
-        }
-    }
-
-    fn compare_one(&mut self, key: &Key, now: Duration, applied: &mut Applied) {
-        let Some(held) = self.held.get(key) else { return };
-        let entry = held.entry();
-        match held.file.read() {
-            Ok(found) if entry.is_in_force(&found) => {}
-            // It may be written right now.
-            Ok(found) if held.pending.is_some() && entry.knows(&found) => {}
-            Ok(_) if !entry.is_of_its_directory() => {
-                self.held.remove(key);
-                self.unsettled.insert(key.clone());
-            }
-            // A write of ours that came after the owner's value had been put back.
-            Ok(found) if entry.ours == entry.owner && found == entry.before => {
-                if let Some(entry) = self.held.entry_mut(key) {
-                    entry.intend(found);
-                }
-                self.loose.insert(key.clone());
-                self.unsettled.insert(key.clone());
-            }
-            Ok(found) => {
-                tracing::info!(cgroup = %key.path.display(), %found, ours = %entry.ours, "somebody else set this");
-                applied.foreign += 1;
-                self.yield_to(&found, key, now);
-            }
-            Err(setting::Error::Gone(_)) => self.held.remove(key),
-            Err(err) => applied.errors.push(err.into()),
-        }
-    }
-
-    /// Leaves a setting to somebody else for a while.
-    fn yield_to(&mut self, found: &Setting, key: &Key, now: Duration) {
-        if let Some(entry) = self.held.entry_mut(key) {
-            entry.adopt(found);
-        }
-        if let Some(held) = self.held.get_mut(key) {
-            held.yielded_until = now + YIELD;
-        }
-        self.unsettled.insert(key.clone());
-    }
-
     /// Whether everything that is held is on disk.
     fn save(&mut self, applied: &mut Applied) -> bool {
         let saved = self.held.save(&mut self.journal);
@@ -491,42 +354,6 @@ impl Actuator {
     fn path_of(&self, directory: &Directory) -> PathBuf {
         self.mounts.point(directory.hierarchy).join(&directory.path)
     }
-}
-
-/// Standing quotas of directories below the one whose quota this is.
-fn quotas_below(Key { knob, path: above }: &Key, standing: &Standing) -> Vec<Key> {
-    if *knob != Knob::Quota {
-        return Vec::new();
-    }
-    let is_near = |key: &&Key| {
-        key.knob == Knob::Quota && key.path.as_os_str().as_bytes().starts_with(above.as_os_str().as_bytes())
-    };
-    let near = standing.range(Key::new(Knob::Quota, above.clone())..).map(|(key, _)| key).take_while(is_near);
-    near.filter(|key| is_below(&key.path, above)).cloned().collect()
-}
-
-/// Where a plan sets a quota above, that one does its work; v1 allows no higher one below.
-fn want_standing<'a>(
-    key: &'a Key,
-    (directory, setting): &'a (Directory, Setting),
-    quotas: &[PathBuf],
-    wanted: &mut Wanted<'a>,
-) {
-    if wanted.contains_key(key) {
-        return;
-    }
-    let lies_below = |quota: &PathBuf| is_below(&key.path, quota);
-    let setting = match setting {
-        Setting::Quota(limit) if quotas.iter().any(lies_below) => {
-            Setting::Quota(CpuLimit { quota_us: None, ..*limit })
-        }
-        setting => setting.clone(),
-    };
-    wanted.insert(key.clone(), (directory, setting));
-}
-
-fn is_below(path: &Path, above: &Path) -> bool {
-    path != above && path.starts_with(above)
 }
 
 impl Drop for Actuator {

@@ -2,8 +2,11 @@
 
 use std::{fs, os::unix::fs::MetadataExt as _};
 
-use super::{journal::Entry, *};
-use crate::{cgroup::setting::Priority, model::GroupId};
+use super::{compare::YIELD, journal::Entry, *};
+use crate::{
+    cgroup::setting::Priority,
+    model::{CpuLimit, GroupId},
+};
 
 struct Host {
     root: tempfile::TempDir,

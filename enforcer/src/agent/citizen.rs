@@ -13,7 +13,7 @@ use super::{
     usage::UsageMeter,
 };
 use crate::{
-    actuation::{Standing, key::Key},
+    actuation::{key::Key, standing::Standing},
     cgroup::hierarchy::Mounts,
     cluster::{
         lend::Lent,

@@ -10,7 +10,7 @@ use super::{
     pods::{Member, Roster},
 };
 use crate::{
-    actuation::{Standing, key::Key},
+    actuation::{key::Key, standing::Standing},
     cgroup::{
         hierarchy::{Hierarchy, Mounts},
         kubepods,
