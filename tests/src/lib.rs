@@ -3,3 +3,4 @@
 pub mod agent;
 pub mod needs;
 pub mod queries;
+pub mod sources;

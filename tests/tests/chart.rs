@@ -8,24 +8,21 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use enforcer::policy::{Policy, slo_of_annotation};
 use enforcer_tests::{
     agent::enforcer,
     queries::{self, Query, metrics_in},
+    sources::{code, root},
 };
 use serde_json::Value;
 
 const CHART: &str = "daemonset/chart/enforcer";
 
-fn path(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join(name)
-}
-
 fn read(name: &str) -> String {
-    fs::read_to_string(path(name)).unwrap_or_else(|err| panic!("{name}: {err}"))
+    fs::read_to_string(root().join(name)).unwrap_or_else(|err| panic!("{name}: {err}"))
 }
 
 fn yaml(text: &str) -> Value {
@@ -46,8 +43,7 @@ fn of_kind<'a>(objects: &'a [Value], kinds: &'a [&str]) -> impl Iterator<Item = 
 
 /// Names in the sources of whatever makes metrics, with the type of each.
 fn metrics_made() -> BTreeMap<String, bool> {
-    let mut text = read("enforcer/src/report/metrics.rs");
-    text += &read("enforcer/src/admission/webhook/metrics.rs");
+    let text = code("enforcer/src/report/metrics") + &code("enforcer/src/admission/webhook/metrics.rs");
     let quoted: Vec<&str> = text.split('"').skip(1).step_by(2).collect();
     let histograms = [
         "enforcer_request_duration_seconds",

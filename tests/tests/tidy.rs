@@ -1,30 +1,9 @@
 //! The rules of the house: who may use whom, and documentation in step with the code.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
-/// All Rust files below a directory, with their text.
-fn sources(directory: &str) -> Vec<(PathBuf, String)> {
-    let mut found = Vec::new();
-    let mut left = vec![root().join(directory)];
-    while let Some(path) = left.pop() {
-        if path.is_dir() {
-            left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = fs::read_to_string(&path).unwrap();
-            found.push((path, text));
-        }
-    }
-    assert!(!found.is_empty(), "no sources in {directory}");
-    found
-}
+use enforcer_tests::sources::{code, root, sources};
 
 /// Lines of a module that name something that it must not know.
 fn offences(module: &str, forbidden: &[&str]) -> Vec<String> {
@@ -85,7 +64,7 @@ fn stages_know_nobody_to_their_right() {
 
 #[test]
 fn every_metric_is_documented_and_every_documented_one_exists() {
-    let code = fs::read_to_string(root().join("enforcer/src/report/metrics.rs")).unwrap();
+    let code = code("enforcer/src/report/metrics");
     let docs = fs::read_to_string(root().join("docs/metrics.md")).unwrap();
     let tables: String = docs.lines().filter(|line| line.starts_with('|')).collect();
     let names = |text: &str, open: char, close: char| -> Vec<String> {
