@@ -149,6 +149,12 @@ pub const fn in_flight_bucket(since_ns: u64) -> usize {
 /// Connections whose first request came in before they had a socket, remembered at once.
 pub const EARLY_ENTRIES: u32 = 1024;
 
+/// Tasks that may stall for memory at once.
+pub const STALLING_ENTRIES: u32 = 4096;
+
+/// Of the ring of onsets.
+pub const ONSETS_BYTES: u32 = 4096;
+
 /// Why a task has to wait until memory has been made free.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

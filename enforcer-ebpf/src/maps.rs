@@ -16,7 +16,10 @@ use aya_ebpf::{
 };
 use enforcer_ebpf::{
     histogram::{Histogram, bucket_of},
-    layout::{Cpu, Drop, EARLY_ENTRIES, InFlight, Memory, Objective, Requests, Sentry, Wait},
+    layout::{
+        Cpu, Drop, EARLY_ENTRIES, InFlight, Memory, ONSETS_BYTES, Objective, Requests, STALLING_ENTRIES,
+        Sentry, Wait,
+    },
     table::{BUCKET_COUNT, Bucket},
 };
 
@@ -77,10 +80,10 @@ pub static RUNNABLE: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
 pub static SENTRIES: Array<Sentry> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Onsets of trouble on their way to the agent: 4 KiB, which hold 170 of them.
 #[map]
-pub static ONSETS: RingBuf = RingBuf::with_byte_size(4096, 0);
+pub static ONSETS: RingBuf = RingBuf::with_byte_size(ONSETS_BYTES, 0);
 /// Since when a task has stalled, by thread id and cause. As many as may stall at once: 4,096 × about 72 bytes.
 #[map]
-pub static STALLING: HashMap<u64, u64> = HashMap::with_max_entries(4096, 0);
+pub static STALLING: HashMap<u64, u64> = HashMap::with_max_entries(STALLING_ENTRIES, 0);
 /// One per measured connection; the kernel frees it with the socket.
 #[btf_map]
 pub static CONNECTIONS: SkStorage<Connection> = SkStorage::new();

@@ -183,7 +183,7 @@ struct AgentArgs {
     /// Do everything but the writes.
     #[arg(long)]
     shadow: bool,
-    /// Serve /metrics, /healthz, /readyz and /v1/status here.
+    /// Serve /metrics, /healthz, /readyz, /v1/status, /v1/decisions and /v1/batch here.
     #[arg(long, default_value = ADDRESS, value_name = "ADDR")]
     listen: SocketAddr,
     /// Write what is seen and decided to this file, about 3 kB per second, for `enforcer replay`.

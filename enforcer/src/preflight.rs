@@ -146,7 +146,9 @@ fn probes() -> ProbeFindings {
                 topic: "probe: waits",
                 bearing: Bearing::Good,
                 fact: "three programs: this kernel has no CONFIG_SCHED_INFO".to_owned(),
-                cure: Some("CONFIG_TASK_DELAY_ACCT=y halves the cost".to_owned()),
+                cure: Some(
+                    "with CONFIG_TASK_DELAY_ACCT=y one program does, at a fraction of the cost".to_owned(),
+                ),
             });
             therefore.push(
                 "run-queue waits, CPU time and blame are measured on sched_switch and sched_wakeup"
@@ -237,7 +239,8 @@ fn privileges() -> Finding {
         return good("privileges", "all capabilities that the agent needs".to_owned());
     }
     let fact = format!("missing {}", missing.join(", "));
-    fatal("privileges", &fact, "run as root, or in a privileged container".to_owned())
+    let cure = "run as root; in a container, as root with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN";
+    fatal("privileges", &fact, cure.to_owned())
 }
 
 /// Where it is told how much memory a group uses.

@@ -26,7 +26,7 @@ use crate::{
         utilisation,
     },
     model::{GroupId, Snapshot},
-    policy::{Class, Kubernetes, Suppression},
+    policy::{Class, Eviction, Kubernetes, Suppression},
     report::{history::NewPlan, ledger::ClusterLedger},
     units::Amounts,
 };
@@ -56,12 +56,16 @@ impl Citizen {
     /// Where no API server could ever be reached.
     pub fn start(
         place: Place,
-        settings: Kubernetes,
+        mut settings: Kubernetes,
         cpus: u32,
         first: usize,
         state_dir: &Path,
         shadow: bool,
     ) -> Result<Self> {
+        if shadow && settings.eviction == Eviction::On {
+            // Not asked for, so not counted as asked.
+            settings.eviction = Eviction::DryRun;
+        }
         let link = Link::start(Options {
             place,
             mode: settings.mode,

@@ -101,7 +101,7 @@ impl Evictions {
         if verdicts.is_empty() && is_due(self.latency_at, LATENCY_COOL_DOWN) {
             let all = of_class(roster).filter(|member| !self.asked.contains_key(&member.pod.uid));
             let all: Vec<Candidate> = all.filter_map(|member| candidate(member, plan, usage)).collect();
-            let why = "LS misses its objective although BE has been at its floor for long";
+            let why = "BE has been squeezed to its floor for two minutes for the sake of LS";
             verdicts = evict::for_latency(&plan.evict, &all, why);
             note(&mut self.latency_at, now, &verdicts);
         }

@@ -92,7 +92,7 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// Kernel memory that the tables take, in bytes.
+    /// Kernel memory that the tables take, in bytes. Where wake-ups are timed by probes of their own, some 4 MiB more.
     pub const fn memory_bytes(self) -> u64 {
         let blame = self.victims as u64 * self.culprits as u64 * 8;
         let per_cpu = size_of::<layout::Cpu>() as u64
@@ -102,7 +102,10 @@ impl Sizes {
         let table = enforcer_ebpf::table::BUCKET_COUNT as u64 * 64;
         // An entry of an LRU hash: key, value and some 70 bytes of the kernel's own.
         let early = layout::EARLY_ENTRIES as u64 * 120;
+        // Of a plain one: key, value and some 56 bytes.
+        let stalls = layout::STALLING_ENTRIES as u64 * 72;
         let per_victim = (size_of::<layout::Objective>() + size_of::<layout::Sentry>()) as u64;
-        self.cpus as u64 * per_cpu + table + early + self.victims as u64 * per_victim
+        let shared = table + early + stalls + layout::ONSETS_BYTES as u64;
+        self.cpus as u64 * per_cpu + shared + self.victims as u64 * per_victim
     }
 }
