@@ -12,6 +12,7 @@ mod objects;
 mod probe;
 mod reaction;
 mod rest;
+mod watch;
 mod webhook;
 
 use std::process::ExitCode;

@@ -1,11 +1,12 @@
 //! `bench rest`: is BE left alone where nothing changes, and where it is not to blame?
 //!
-//! Scenes of equal length. `steady`: BE on the CPUs that hurts, squeezed to what LS can bear. `own_quota` and `own_load`: LS misses its objective for reasons of its own, beside a BE that is busy and harmless. BE's limit is read
-//! many times a second, from outside; the agent is asked for its reasons.
+//! Scenes of equal length. `steady`: BE on the CPUs that hurts, squeezed to what LS can bear. `own_quota` and `own_load`: LS misses
+//! its objective for reasons of its own, beside a BE that is busy and harmless. All that may hold BE back is read many times a
+//! second, from outside; the agent is asked for its reasons.
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::builder::PossibleValuesParser;
 use enforcer_rig::{
     agent::Agent,
@@ -20,6 +21,8 @@ use enforcer_rig::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
+
+use crate::watch::Watch;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -85,6 +88,7 @@ const SCENES: [Scene; 4] = [
     },
 ];
 const LOOK: Duration = Duration::from_millis(50);
+const LOOKS_PER_SECOND: u32 = 20;
 /// To converge, before anything counts.
 const CONVERGED: Duration = Duration::from_mins(1);
 const MINUTE: Duration = Duration::from_mins(1);
@@ -93,18 +97,34 @@ const QUOTA_PERIOD: Duration = Duration::from_millis(100);
 /// As much of the agent's status as is needed here.
 #[derive(Deserialize)]
 struct Status {
-    reason: String,
     explanation: String,
+    uptime_seconds: f64,
+}
+
+/// As much of `/v1/decisions` as is needed here.
+#[derive(Clone, Deserialize)]
+struct Decision {
+    at_seconds: f64,
+    reason: String,
+}
+
+/// That something holds BE back now that did not, or in another way.
+struct Change {
+    at: Duration,
+    /// BE is held back no longer.
+    to_free: bool,
 }
 
 /// What was seen of one scene.
 #[derive(Default)]
 struct Seen {
-    /// Changes of BE's limit in each minute, those of trials told apart.
-    changes: Vec<u32>,
-    trial_changes: u32,
-    /// Share of the looks at which this was the agent's reason.
-    reasons: BTreeMap<String, u32>,
+    begun: Duration,
+    length: Duration,
+    changes: Vec<Change>,
+    /// In the order in which they were made.
+    decisions: Vec<Decision>,
+    /// When the agent started, at the latest.
+    agent_started: Option<Duration>,
     explanations: BTreeMap<String, u32>,
     looks: u32,
     limited: u32,
@@ -120,8 +140,9 @@ pub fn run(args: &Args) -> Result<Value> {
     for scene in SCENES.iter().filter(is_chosen) {
         eprintln!("{}: {} minutes", scene.name, args.minutes + 1);
         let seen = scene.watch(&program, scratch.path(), MINUTE * args.minutes)?;
-        eprintln!("{}: limit changes per minute {:?}", scene.name, seen.changes);
-        scenes.insert(scene.name.to_owned(), seen.figures());
+        let figures = seen.figures();
+        eprintln!("{}: {figures:#}", scene.name);
+        scenes.insert(scene.name.to_owned(), figures);
     }
     Ok(json!({ "minutes": args.minutes, "scenes": scenes }))
 }
@@ -138,8 +159,10 @@ impl Scene {
         command.args(["serve", "--steps", "0", "--memory-mib", "1", "--spin-us", &self.spin_us.to_string()]);
         let mut server = Process::start("the LS server", piped(&mut command))?;
         let address = server.first_line()?.parse()?;
-        let _client = cast::client(address, &Load::open_loop(Profile::constant(self.rate_hz), 24 * 3600))?;
-        let _antagonist = cast::antagonist(Antagonist::CpuSpin, &be, &[], &scratch.join("work"))?;
+        let mut client = cast::client(address, &Load::open_loop(Profile::constant(self.rate_hz), 24 * 3600))?;
+        let watch = Watch::new(&be)?;
+        let free = watch.look()?.limits;
+        let mut antagonist = cast::antagonist(Antagonist::CpuSpin, &be, &[], &scratch.join("work"))?;
         let log = scratch.join("agent.log");
         let mut policy = enforcer_rig::agent::policy(&sandbox, Some(self.slo), 100);
         if let Some(levers) = self.levers {
@@ -148,26 +171,23 @@ impl Scene {
         let mut agent = Agent::start(program, scratch, &policy, Some(&log), &[])?;
         interrupt::sleep(CONVERGED)?;
 
-        let free = "-1 100000";
         let (begun, before) = (monotonic(), be.cpu_time()?);
-        let mut seen = Seen::default();
-        let mut limit = be.cpu_limit()?;
+        let mut seen = Seen { begun, length, ..Seen::default() };
+        let mut limits = watch.look()?.limits;
         while monotonic() < begun + length {
             interrupt::sleep(LOOK)?;
             agent.check().with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
-            let status: Status = agent.status()?;
-            let minute = monotonic().saturating_sub(begun).as_secs() / MINUTE.as_secs();
-            seen.changes.resize(usize::try_from(minute)? + 1, 0);
-            let now = be.cpu_limit()?;
-            if now != limit {
-                let last = seen.changes.last_mut().context("BUG: a minute has begun")?;
-                *if status.reason == "trial" { &mut seen.trial_changes } else { last } += 1;
+            let all_run = server.is_running() && client.is_running() && antagonist.is_running();
+            ensure!(all_run, "LS, its client or BE ended by itself");
+            let now = watch.look()?;
+            let to_free = now.limits == free;
+            if now.limits != limits {
+                seen.changes.push(Change { at: now.at, to_free });
             }
-            seen.limited += u32::from(now != free && !now.starts_with("max"));
-            limit = now;
+            limits = now.limits;
             seen.looks += 1;
-            *seen.reasons.entry(status.reason).or_default() += 1;
-            *seen.explanations.entry(status.explanation).or_default() += 1;
+            seen.limited += u32::from(!to_free);
+            seen.ask(&agent)?;
         }
         seen.be_cores = be.cpu_time()?.saturating_sub(before).as_secs_f64() / length.as_secs_f64();
         agent.end(Some(&be))?;
@@ -176,16 +196,75 @@ impl Scene {
 }
 
 impl Seen {
+    fn ask(&mut self, agent: &Agent) -> Result<()> {
+        let Status { explanation, uptime_seconds } = agent.status()?;
+        *self.explanations.entry(explanation).or_default() += 1;
+        // What is told is up to a second old: the latest news are the freshest.
+        let started = monotonic().saturating_sub(Duration::from_secs_f64(uptime_seconds));
+        self.agent_started = Some(self.agent_started.map_or(started, |before| before.min(started)));
+        if self.looks.is_multiple_of(LOOKS_PER_SECOND) {
+            let latest = self.decisions.last().map_or(f64::MIN, |decision| decision.at_seconds);
+            let all: Vec<Decision> = agent.get("/v1/decisions")?;
+            self.decisions.extend(all.into_iter().filter(|decision| decision.at_seconds > latest));
+        }
+        Ok(())
+    }
+
+    /// Reasons with the time at which they began and ended to be the agent's, within the scene.
+    fn reasons(&self) -> Vec<(&str, Duration, Duration)> {
+        let started = self.agent_started.unwrap_or_default();
+        let (from, to) = (self.begun, self.begun + self.length);
+        let at = |decision: &Decision| {
+            (started + Duration::from_secs_f64(decision.at_seconds.max(0.0))).clamp(from, to)
+        };
+        let mut all: Vec<(&str, Duration, Duration)> = Vec::new();
+        for (place, decision) in self.decisions.iter().enumerate() {
+            let (began, ended) = (at(decision), self.decisions.get(place + 1).map_or(to, at));
+            match all.last_mut() {
+                Some(last) if last.0 == decision.reason => last.2 = ended,
+                _ => all.push((&decision.reason, began, ended)),
+            }
+        }
+        all.retain(|(_, began, ended)| ended > began);
+        all
+    }
+
+    /// Whether a change is part of a trial: all that happen in one, and that BE is let go at its end.
+    fn is_of_a_trial(&self, change: &Change) -> bool {
+        let is_in = |&(reason, began, ended): &(&str, Duration, Duration)| {
+            let until = if change.to_free { ended + 2 * LOOK } else { ended };
+            reason == "trial" && (began.saturating_sub(LOOK / 2)..until).contains(&change.at)
+        };
+        self.reasons().iter().any(is_in)
+    }
+
     fn figures(&self) -> Value {
         let share = |count: u32| f64::from(count) / f64::from(self.looks.max(1));
-        let reasons: BTreeMap<&str, f64> =
-            self.reasons.iter().map(|(reason, count)| (reason.as_str(), share(*count))).collect();
+        let (of_trials, others): (Vec<_>, Vec<_>) =
+            self.changes.iter().partition(|change| self.is_of_a_trial(change));
+        let minutes = (self.length.as_secs() / MINUTE.as_secs()).max(1);
+        let in_minute = |minute: u64| {
+            let is_then = |change: &&&Change| {
+                change.at.saturating_sub(self.begun).as_secs() / MINUTE.as_secs() == minute
+            };
+            others.iter().filter(is_then).count()
+        };
+        let changes: Vec<usize> = (0..minutes).map(in_minute).collect();
+        let mut time: BTreeMap<&str, f64> = BTreeMap::new();
+        let mut longest: BTreeMap<&str, f64> = BTreeMap::new();
+        for (reason, began, ended) in self.reasons() {
+            let seconds = ended.saturating_sub(began).as_secs_f64();
+            *time.entry(reason).or_default() += seconds / self.length.as_secs_f64();
+            let longest = longest.entry(reason).or_default();
+            *longest = longest.max(seconds);
+        }
         let likeliest = self.explanations.iter().max_by_key(|(_, count)| **count).map(|(text, _)| text);
         json!({
-            "limit_changes_per_minute": self.changes,
-            "limit_changes_in_trials": self.trial_changes,
+            "limit_changes_per_minute": changes,
+            "limit_changes_in_trials": of_trials.len(),
             "share_of_time_limited": share(self.limited),
-            "share_of_time_by_reason": reasons,
+            "share_of_time_by_reason": time,
+            "longest_seconds_by_reason": longest,
             "explained_mostly_as": likeliest,
             "be_cores": self.be_cores,
         })

@@ -23,25 +23,17 @@ pub struct Look {
 impl Watch {
     pub fn new(be: &Group) -> Result<Self> {
         let v2 = be.v2_directory().context("no v2 hierarchy to see CPU time in")?;
-        let cpu = be.cpu_directory();
-        let candidates = [
-            v2.join("cgroup.freeze"),
-            cpu.join("cpu.idle"),
-            cpu.join("cpu.max"),
-            cpu.join("cpu.cfs_quota_us"),
-            cpu.join("cpu.cfs_period_us"),
-        ];
-        let existing = candidates.iter().filter(|path| path.exists());
-        let limits = existing.map(|path| open(path)).collect::<Result<_>>()?;
+        let limits = be.lever_files().iter().map(|path| open(path)).collect::<Result<_>>()?;
         Ok(Self { limits, usage: open(&v2.join("cpu.stat"))? })
     }
 
     pub fn look(&self) -> Result<Look> {
-        let at = monotonic();
         let mut limits = String::new();
         for file in &self.limits {
             limits.push_str(&read(file)?);
         }
+        // Afterwards: who is interrupted in between must not date a limit too early.
+        let at = monotonic();
         let stat = read(&self.usage)?;
         let microseconds = stat.lines().find_map(|line| line.strip_prefix("usage_usec "));
         let used = Duration::from_micros(microseconds.context("cpu.stat has no usage_usec")?.parse()?);

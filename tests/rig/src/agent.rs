@@ -2,7 +2,7 @@
 
 use std::{fs, net::SocketAddr, path::Path, process::Stdio, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::Signal;
 use serde::de::DeserializeOwned;
 
@@ -127,10 +127,10 @@ impl Agent {
         let ended = self.process.terminate(Duration::from_secs(5))?;
         ensure!(ended.success(), "the agent ended with {ended}: see its log");
         let Some(be) = be else { return Ok(()) };
-        let limit = be.cpu_limit()?;
-        let is_free = limit.starts_with("-1 ") || limit.starts_with("max ");
-        ensure!(is_free, "the agent left a limit behind on {}: {limit}", be.cpu_directory().display());
-        Ok(())
+        match be.held_back_by()? {
+            Some(left) => bail!("the agent left BE held back: {left}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     io::{Read as _, Seek as _, Write as _},
     path::Path,
     process::Command,
+    sync::mpsc,
     thread,
 };
 
@@ -73,9 +74,20 @@ impl Antagonist {
     pub fn run(self, threads: usize, directory: &Path, work: &Work) -> Result<()> {
         work.begin();
         thread::scope(|scope| {
-            let worker = |number| scope.spawn(move || self.work(number, threads, directory, work));
-            let workers: Vec<_> = (0..threads).map(worker).collect();
-            workers.into_iter().try_for_each(|worker| worker.join().expect("a worker does not panic"))
+            let (failed, failure) = mpsc::channel();
+            for number in 0..threads {
+                let failed = failed.clone();
+                scope.spawn(move || {
+                    if let Err(err) = self.work(number, threads, directory, work) {
+                        failed.send(err).ok();
+                    }
+                });
+            }
+            drop(failed);
+            // The others never end: half of BE must not pass for all of it.
+            let Ok(err) = failure.recv() else { return Ok(()) };
+            eprintln!("{}: {err:#}", self.name());
+            std::process::exit(1)
         })
     }
 

@@ -201,6 +201,39 @@ impl Group {
         read("cpu.max")
     }
 
+    /// Files in which it shows that somebody holds the group back.
+    pub fn lever_files(&self) -> Vec<PathBuf> {
+        let of_v2 = |name: &str| self.v2_directory().map(|directory| directory.join(name));
+        let cpu = self.cpu_directory();
+        let files = [
+            of_v2("cgroup.freeze"),
+            of_v2("memory.high"),
+            of_v2("cpuset.cpus"),
+            Some(cpu.join("cpu.idle")),
+            Some(cpu.join("cpu.max")),
+            Some(cpu.join("cpu.cfs_quota_us")),
+            Some(cpu.join("cpu.cfs_period_us")),
+        ];
+        files.into_iter().flatten().filter(|file| file.exists()).collect()
+    }
+
+    /// Who holds a group back that nobody should: the file, and what it says.
+    ///
+    /// # Errors
+    /// Where one cannot be read.
+    pub fn held_back_by(&self) -> Result<Option<String>> {
+        for file in self.lever_files() {
+            let text =
+                fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            let value = text.split_whitespace().next().unwrap_or_default();
+            let is_free = file.ends_with("cpu.cfs_period_us") || ["", "0", "-1", "max"].contains(&value);
+            if !is_free {
+                return Ok(Some(format!("{}: {}", file.display(), text.trim())));
+            }
+        }
+        Ok(None)
+    }
+
     /// Limits CPU time to so many cores, on average over a period.
     ///
     /// # Errors

@@ -97,7 +97,7 @@ impl Args {
             be_floor_milli_cores: BE_FLOOR_MILLI_CORES,
             cpus: std::thread::available_parallelism()?.get(),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            agent: fingerprint(agent)?,
+            programs: fingerprint(&[agent, &built("workload")?, &std::env::current_exe()?])?,
         })
     }
 
@@ -120,6 +120,14 @@ pub fn run(args: &Args) -> Result<()> {
     let settings = args.settings(&agent)?;
     let mut record =
         if args.fresh { Record::new(settings.clone()) } else { Record::load(&json, settings.clone())? };
+    if let (Some(given), Some(found)) = (args.capacity, record.capacity_hz) {
+        ensure!(
+            (given - found).abs() < f64::EPSILON,
+            "{} holds cells at a capacity of {found} requests/s: leave out --capacity, name another file, or begin anew \
+             with --fresh",
+            json.display()
+        );
+    }
     record.capacity_hz = record.capacity_hz.or(args.capacity);
     let matrix = args.matrix(&settings);
 
@@ -165,12 +173,17 @@ fn measure(stage: &Stage, matrix: &Matrix, record: &mut Record, json: &Path) -> 
         record.cells.len()
     );
     let capacity_hz = calibrate(stage, matrix, record, json)?;
+    let built_at = stage.agent_built_at()?;
     let progress = Progress::new(keys.len());
     let count = keys.len();
     for (number, key) in keys.into_iter().enumerate() {
         let name =
             key.be.map_or_else(|| key.load.to_string(), |be| Scenario { be, load: key.load }.to_string());
         progress.begin(format!("round {}, {name}: {}", key.round + 1, key.policy));
+        ensure!(
+            stage.agent_built_at()? == built_at,
+            "the agent was built anew meanwhile: cells of two agents must not be compared; begin anew with --fresh"
+        );
         let slo_us = record.slo_us[&key.load.peak_percent()];
         let outcome = stage.run(key, key.load.profile(capacity_hz), slo_us)?;
         progress.done(&format!(
@@ -225,8 +238,10 @@ fn default_out() -> Result<PathBuf> {
 }
 
 /// Tells one build of a program from another.
-fn fingerprint(program: &Path) -> Result<String> {
+fn fingerprint(programs: &[&Path]) -> Result<String> {
     let mut hasher = DefaultHasher::new();
-    hasher.write(&fs::read(program).with_context(|| format!("cannot read {}", program.display()))?);
+    for program in programs {
+        hasher.write(&fs::read(program).with_context(|| format!("cannot read {}", program.display()))?);
+    }
     Ok(format!("{:016x}", hasher.finish()))
 }

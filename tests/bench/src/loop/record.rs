@@ -19,8 +19,8 @@ pub struct Settings {
     pub be_floor_milli_cores: u32,
     pub cpus: usize,
     pub kernel: String,
-    /// Hash of the agent's program.
-    pub agent: String,
+    /// Hash of all programs that take part: the agent, what it is tried on, and this one.
+    pub programs: String,
 }
 
 /// Which cell of the matrix.
@@ -152,7 +152,7 @@ mod tests {
             be_floor_milli_cores: 100,
             cpus: 2,
             kernel: "6.1".into(),
-            agent: "1".into(),
+            programs: "1".into(),
         }
     }
 

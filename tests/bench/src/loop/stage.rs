@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
@@ -65,6 +65,13 @@ impl Stage {
             scratch: scratch.to_owned(),
             settings,
         })
+    }
+
+    /// When the agent's program was last written.
+    pub fn agent_built_at(&self) -> Result<SystemTime> {
+        let metadata = fs::metadata(&self.agent);
+        let modified = metadata.and_then(|metadata| metadata.modified());
+        modified.with_context(|| format!("cannot read {}", self.agent.display()))
     }
 
     /// How long so many cells take.

@@ -4,7 +4,6 @@
 //! and when BE stands still. Enforcer and Koordinator's rule take turns.
 
 mod strike;
-mod watch;
 
 use std::{fs, path::Path, time::Duration};
 
@@ -59,13 +58,14 @@ pub fn run(args: &Args) -> Result<Value> {
     command.args(["serve", "--steps", "0", "--memory-mib", "1", "--spin-us", &SPIN_US.to_string()]);
     let mut server = Process::start("the LS server", piped(&mut command))?;
     let address = server.first_line()?.parse()?;
-    let _client = cast::client(address, &Load::open_loop(Profile::constant(RATE_HZ), 24 * 3600))?;
+    let mut client = cast::client(address, &Load::open_loop(Profile::constant(RATE_HZ), 24 * 3600))?;
     let stage = Stage::new(&be, scratch.path())?;
 
     let (mut enforced, mut by_rule) = (Vec::new(), Vec::new());
     while enforced.len() < args.onsets {
         let turn = TURN.min(args.onsets - enforced.len());
         eprintln!("{} of {} onsets", enforced.len(), args.onsets);
+        ensure!(server.is_running() && client.is_running(), "LS or its client ended by itself");
         enforced.extend(under_enforcer(args, turn, &agent, &sandbox, &stage, scratch.path())?);
         by_rule.extend(under_rule(&ls, &be, &stage)?);
     }

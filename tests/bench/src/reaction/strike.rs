@@ -18,7 +18,7 @@ use enforcer_rig::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::watch::{Look, Watch};
+use crate::watch::{Look, Watch};
 
 /// How often to look.
 const STEP: Duration = Duration::from_micros(200);
@@ -182,7 +182,10 @@ pub fn summary(strikes: &[Strike]) -> Value {
         "strikes": strikes.len(),
         "limited_before_first_instruction": strikes.iter().filter(|strike| strike.was_expected()).count(),
         "never_limited": strikes.iter().filter(|strike| strike.in_force.is_none()).count(),
-        "first_instruction_to_limit": of(&|strike| Strike::ms(Some(strike.began), strike.in_force)),
+        // One that is never limited hurts for as long as was waited for it, at least.
+        "first_instruction_to_limit": of(&|strike| {
+            Strike::ms(Some(strike.began), strike.in_force.or(Some(strike.began + PATIENCE)))
+        }),
         "kernel_event_to_limit": of(&|strike| Strike::ms(strike.onset, strike.in_force)),
         "limit_to_standstill": of(&|strike| Strike::ms(strike.in_force, strike.still)),
         "first_instruction_to_standstill": of(&|strike| Strike::ms(Some(strike.began), strike.still)),

@@ -19,7 +19,7 @@ fn record(load: LsLoad, policies: &[(Policy, f64, [u64; 2], f64)]) -> Record {
         be_floor_milli_cores: 100,
         cpus: 2,
         kernel: String::new(),
-        agent: String::new(),
+        programs: String::new(),
     });
     record.slo_us.insert(load.peak_percent(), SLO_US);
     for &(policy, p99_us, slow, be_work) in policies {
