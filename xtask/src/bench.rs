@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use crate::{
     build, cluster,
     programs::{self, cargo, is_root, root},
+    setup,
 };
 
 const NAME: &str = "the benchmark";
@@ -149,6 +150,7 @@ pub fn run(args: &Args) -> Result<()> {
             (output, figures(&["reaction", "--onsets", &onsets.to_string(), "--levers", levers])?)
         }
         What::Latency { output, windows, rounds } => {
+            setup::packages(&setup::SERVER_PACKAGES)?;
             let (windows, rounds) = (windows.to_string(), rounds.to_string());
             (output, figures(&["latency", "--windows", &windows, "--rounds", &rounds])?)
         }
@@ -195,7 +197,10 @@ fn figures(arguments: &[&str]) -> Result<String> {
     let mut bench = Process::start(NAME, piped(command.args(arguments)))?;
     let mut figures = String::new();
     let read = bench.each_line(|line| {
-        figures += line.unwrap_or_default();
+        if let Some(line) = line {
+            figures += line;
+            figures.push('\n');
+        }
         interrupt::check()
     });
     if read.is_err() {

@@ -8,6 +8,8 @@ const MESSAGE: usize = 400;
 pub struct Tally {
     pub skipped: Vec<String>,
     pub failed: Vec<String>,
+    /// How many were run to an end, whichever.
+    pub ran: usize,
     place: Place,
 }
 
@@ -26,6 +28,7 @@ impl Tally {
         if let Some(skipped) = line.strip_prefix("skipped: ") {
             self.skipped.push(skipped.to_owned());
         }
+        self.ran += usize::from(line.starts_with("test ") && line.contains(" ... "));
         if line == "failures:" {
             self.place = Place::Failures;
         } else if line.starts_with("test result: ") {
@@ -107,6 +110,7 @@ test result: FAILED. 1 passed; 2 failed
             ["broken: no limit Caused by: the file is gone", "waits::broken_as_well: panicked at src/lib.rs"]
         );
         assert_eq!(tally.skipped, ["another (not root)"]);
+        assert_eq!(tally.ran, 2);
     }
 
     #[test]

@@ -58,6 +58,11 @@ pub fn run(args: &Args) -> Result<()> {
     tests.args(args.filter.iter());
     let mut tally = Tally::default();
     let host = stream(&mut tests, &mut tally);
+    ensure!(
+        tally.ran > 0 || host.is_err(),
+        "no test was run: is there one whose name contains {:?}?",
+        args.filter
+    );
     skipped.append(&mut tally.skipped);
     let mut failed: Vec<String> =
         tally.failed.into_iter().map(|test| format!("on this host: {test}")).collect();
@@ -94,7 +99,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Runs a command with its output to see, and counts.
-fn stream(command: &mut Command, tally: &mut Tally) -> Result<()> {
+pub fn stream(command: &mut Command, tally: &mut Tally) -> Result<()> {
     let mut tests = Process::start("the tests", command.stdout(Stdio::piped()))?;
     let status = tests.each_line(|line| {
         if let Some(line) = line {

@@ -54,14 +54,17 @@ pub fn take_down() -> Result<bool> {
         daemon.kill()?;
     }
     cgroups::remove()?;
-    keep_logs(&paths)?;
-    if let Some(cluster) = &cluster {
+    // On a full disk the rest must go all the same.
+    let kept = keep_logs(&paths);
+    // Without ground, a record is left from before a reboot, and the device of that name is another cluster's.
+    if let Some(cluster) = cluster.as_ref().filter(|_| ground::is_laid(&paths)) {
         network::part(cluster.host_address)?;
     }
     ground::clear(&paths)?;
     for file in [&paths.kubeconfig, &paths.record()] {
         remove(file)?;
     }
+    kept.context("the cluster is down, but what it logged is lost")?;
     Ok(true)
 }
 

@@ -72,10 +72,15 @@ pub fn run(command: &Command) -> Result<()> {
 pub fn with<T>(what: impl FnOnce() -> Result<T>) -> Result<T> {
     let is_ours = up::bring_up(Kubernetes::default())?;
     let done = what();
-    if is_ours {
-        down::run()?;
+    if is_ours { after(done, down::run()) } else { done }
+}
+
+/// What came of something, and of the taking down afterwards: the first error, with the other beside it.
+fn after<T>(done: Result<T>, down: Result<()>) -> Result<T> {
+    match (done, down) {
+        (Err(err), Err(left)) => Err(err.context(format!("and the cluster is not down: {left:#}"))),
+        (done, down) => down.and(done),
     }
-    done
 }
 
 /// Becomes kubectl, so that everything about it is kubectl's, its exit status included.

@@ -2,14 +2,18 @@
 
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use enforcer_rig::cluster::{Paths, VARIABLE};
 
-use super::{Release, binaries::Binaries, down, dry_run, up};
+use super::{Release, after, binaries::Binaries, down, dry_run, up};
 use crate::{
     build,
     go::NoGo,
+    image,
     programs::{self, cargo, is_root},
+    setup,
+    tally::Tally,
+    test::stream,
 };
 
 /// Which tests, on which release.
@@ -35,20 +39,33 @@ pub fn run(args: &Args) -> Result<()> {
         println!("SKIPPED the cluster's tests ({no_go})");
         return Ok(());
     }
-    // Before the cluster takes its part of the machine.
+    // Before the cluster takes its part of the machine. The image is made each time: an old one would be tested in place of
+    // what is there now.
     build::agent()?;
+    image::make(&image::Args::default())?;
+    setup::packages(&setup::SERVER_PACKAGES)?;
     println!("building the tests");
     programs::run(tests()?.arg("--no-run"))?;
     let is_ours = up::bring_up(release)?;
-    let mut tests = tests()?;
-    let tested = programs::run(tests.args(args.filter.iter()).env(VARIABLE, Paths::new().record()))
-        .and_then(|()| if args.filter.is_none() { dry_run::run() } else { Ok(()) });
+    let tested = run_tests(args).and_then(|()| if args.filter.is_none() { dry_run::run() } else { Ok(()) });
     if is_ours && !args.keep {
-        down::run()?;
-    } else {
-        println!("the cluster stays up; `cargo xtask cluster down` takes it down");
+        return after(tested, down::run());
     }
+    println!("the cluster stays up; `cargo xtask cluster down` takes it down");
     tested
+}
+
+/// Those that are asked for, and how many of them were skipped.
+fn run_tests(args: &Args) -> Result<()> {
+    let mut tests = tests()?;
+    tests.args(args.filter.iter()).env(VARIABLE, Paths::new().record());
+    let mut tally = Tally::default();
+    let tested = stream(&mut tests, &mut tally);
+    tally.skipped.iter().for_each(|line| println!("SKIPPED {line}"));
+    tested?;
+    ensure!(tally.ran > 0, "no test was run: is there one whose name contains {:?}?", args.filter);
+    println!("all tests passed; {} skipped", tally.skipped.len());
+    Ok(())
 }
 
 fn tests() -> Result<Command> {

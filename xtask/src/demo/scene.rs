@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{phase::Phase, status::Status};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 use enforcer_rig::{
     agent::{self, Agent},
@@ -144,7 +144,8 @@ impl Scene {
         let work_path = self.out.join("work");
         fs::remove_file(&work_path).ok();
         let work = Work::open(&work_path)?;
-        let _be = (phase != Phase::Alone).then(|| self.start_be(be, &be_group, &work_path)).transpose()?;
+        let mut antagonist =
+            (phase != Phase::Alone).then(|| self.start_be(be, &be_group, &work_path)).transpose()?;
 
         let client = cast::client(address, &self.load(seed))?;
         let begun = Instant::now();
@@ -153,6 +154,7 @@ impl Scene {
         while begun.elapsed() + SAMPLE / 2 < total {
             interrupt::sleep(SAMPLE)?;
             agent.check()?;
+            ensure!(antagonist.as_mut().is_none_or(Process::is_running), "BE ended by itself");
             watch.look(begun, &agent.status()?)?;
         }
         let client: client::Report = serde_json::from_str(&client.output()?)?;
