@@ -126,8 +126,11 @@ impl Reason {
                      hypervisor had the CPUs"
                         .to_owned()
                 } else if effect.is_undecided() {
-                    let seen = comparison(effect);
-                    format!(", in a few long stalls: a trial could not tell whether BE is the cause ({seen})")
+                    let (stalls, seen) = (
+                        if effect.is_dispersed() { ", in a few long stalls" } else { "" },
+                        comparison(effect),
+                    );
+                    format!("{stalls}: a trial could not tell whether BE is the cause ({seen})")
                 } else {
                     let (seen, cause) = (comparison(effect), cause.words());
                     format!(", but stopping BE did not help ({seen}): it suffers from {cause}")

@@ -22,8 +22,8 @@ const WINDOW_MIN: Duration = Duration::from_millis(300);
 const WINDOW_MAX: Duration = Duration::from_secs(2);
 /// Requests that a window should count, where the rate allows.
 const WINDOW_REQUESTS: f64 = 100.0;
-/// The experiment ends undecided after so many pairs, or so many if windows differ too much to tell but the pairs promise
-/// something.
+/// The experiment ends undecided after so many pairs, or so many if there is doubt, or windows differ too much to tell but the
+/// pairs promise something.
 const PAIRS_MAX: u32 = 8;
 const PAIRS_PROLONGED: u32 = 16;
 /// Pairs before anything is decided, and after which an effect must show.
@@ -35,6 +35,9 @@ const Z_HELPS: f64 = 3.0;
 /// trial costs BE half its time: one in which stopping it has made nothing better so far ends.
 const Z_FUTILE: f64 = 0.0;
 const Z_PROMISING: f64 = 1.0;
+/// Standard deviations that are too many to speak for BE, if stopping it leaves no more than this part of the slow share.
+const Z_DOUBTFUL: f64 = 2.0;
+const LEFT_DOUBTFUL: f64 = 0.5;
 /// Windows that differ so much more than by chance: a few stalls and not many slow requests.
 const DISPERSED: f64 = 4.0;
 /// Chances by which the pairs prove the effect, and by which they promise one.
@@ -74,10 +77,21 @@ impl Effect {
         self.with_be.total == 0 && self.without_be.total == 0
     }
 
-    /// Nothing was compared, or what was slow came in a few stalls, too few to tell.
+    /// Nothing was compared, what was slow came in a few stalls, too few to tell, or much less was slow without BE, and yet not
+    /// surely for that.
     pub fn is_undecided(self) -> bool {
-        self.is_nothing()
-            || (self.dispersion >= DISPERSED && self.z().abs() < Z_HELPS && !self.is_shown_by_pairs())
+        let is_open = self.z().abs() < Z_HELPS && !self.is_shown_by_pairs();
+        self.is_nothing() || (is_open && (self.is_dispersed() || self.is_doubtful()))
+    }
+
+    /// What was slow came in a few stalls.
+    pub fn is_dispersed(self) -> bool {
+        self.dispersion >= DISPERSED
+    }
+
+    fn is_doubtful(self) -> bool {
+        let shares = self.with_be.share().zip(self.without_be.share());
+        self.z() >= Z_DOUBTFUL && shares.is_some_and(|(with, without)| without <= LEFT_DOUBTFUL * with)
     }
 
     fn is_shown_by_pairs(self) -> bool {
@@ -232,7 +246,8 @@ impl Trial {
         }
         let z = effect.z();
         let is_futile = z <= Z_FUTILE || (must_show && z < Z_PROMISING);
-        let is_promising = effect.chance.is_some_and(|chance| chance <= CHANCE_PROMISING);
+        let is_promising =
+            effect.is_doubtful() || effect.chance.is_some_and(|chance| chance <= CHANCE_PROMISING);
         let pairs_max = if is_promising { PAIRS_PROLONGED } else { PAIRS_MAX };
         (is_futile || self.pairs >= pairs_max).then_some(Step::NoHelp(effect))
     }
@@ -312,6 +327,20 @@ mod tests {
     }
 
     #[test]
+    fn a_trial_with_much_less_slow_without_be_goes_on_until_that_is_sure() {
+        // 8 and 1 by turns in windows of 300, and 0 and 3 without BE.
+        let mut windows = [0; 2];
+        let (verdict, ticks, _) = run(|stopped, tick| {
+            let windows = &mut windows[usize::from(stopped)];
+            *windows += u64::from(tick % 4 == 1);
+            let counts = if stopped { [0, 3] } else { [8, 1] };
+            if tick % 4 == 3 { counts[usize::from(windows.is_multiple_of(2))] } else { 0 }
+        });
+        assert!(matches!(verdict, Step::Helps(effect) if !effect.is_undecided()), "{verdict:?}");
+        assert!((9 * 8..=16 * 8).contains(&ticks), "{ticks}");
+    }
+
+    #[test]
     fn a_be_that_slows_its_victim_down_within_the_objective_may() {
         let (verdict, ticks, _) = run(|stopped, tick| u64::from(!stopped && tick % 2 == 0));
         assert!(matches!(verdict, Step::Met(_)), "{verdict:?}");
@@ -357,7 +386,7 @@ mod tests {
         let (verdict, ..) = run(|stopped, _| {
             let ran = &mut ran[usize::from(stopped)];
             *ran += 1;
-            if *ran % 12 == if stopped { 9 } else { 3 } { 60 } else { 0 }
+            if *ran % 12 == if stopped { 7 } else { 3 } { 60 } else { 0 }
         });
         assert!(matches!(verdict, Step::NoHelp(_)), "{verdict:?}");
     }
