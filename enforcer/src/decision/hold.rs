@@ -21,8 +21,9 @@ const MOMENT: Duration = Duration::from_millis(100);
 const STEP_MIN: f64 = 0.05;
 /// A share is raised by half, or this if that is more.
 const RAISE_MIN: f64 = 0.1;
-/// After so long without any limit, the search ends.
-const READY: Duration = Duration::from_mins(1);
+/// After so long without any limit, the search ends; twice as long each time that what it was for comes back soon.
+const READY_MIN: Duration = Duration::from_mins(1);
+const READY_MAX: Duration = Duration::from_mins(30);
 /// The slow share that a new share aims at, of what is allowed.
 const AIM: f64 = 0.7;
 
@@ -47,6 +48,25 @@ pub struct Hold {
     /// Per objective, since the last change.
     evidence: BTreeMap<Objective, Evidence>,
     bands: Bands,
+    /// Since when BE has had everything, at whatever load.
+    free_since: Option<Duration>,
+    patience: Patience,
+}
+
+/// How long no limit must do before a search ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Patience(Duration);
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self(READY_MIN)
+    }
+}
+
+impl Patience {
+    fn doubled(self) -> Self {
+        Self((self.0 * 2).min(READY_MAX))
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -65,8 +85,27 @@ impl Hold {
     /// Starts with what is known of this load, or with `share` where nothing is.
     pub fn start(now: Duration, bands: Bands, share: f64) -> Self {
         let share = bands.start().unwrap_or(share);
-        let (changed_at, fades_at, evidence) = (now, now + FADE, BTreeMap::new());
-        Self { share, raised_from: None, changed_at, fades_at, observed_until: now, evidence, bands }
+        Self {
+            share,
+            raised_from: None,
+            changed_at: now,
+            fades_at: now + FADE,
+            observed_until: now,
+            evidence: BTreeMap::new(),
+            bands,
+            free_since: (share >= 1.0).then_some(now),
+            patience: Patience::default(),
+        }
+    }
+
+    #[must_use]
+    pub fn with_patience(self, patience: Patience) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// Of a search that follows soon on this one.
+    pub const fn patience(&self) -> Patience {
+        self.patience
     }
 
     /// The share of what BE wants above its floor that it may keep: 0 to 1.
@@ -123,7 +162,11 @@ impl Hold {
         }
         if self.share >= 1.0 {
             // Not missed will do: where little is heard, met is never sure.
-            return if now >= self.changed_at + READY { Verdict::Release } else { Verdict::Keep };
+            if self.free_since.is_none_or(|since| now < since + self.patience.0) {
+                return Verdict::Keep;
+            }
+            self.patience = self.patience.doubled();
+            return Verdict::Release;
         }
         if now >= self.changed_at + RAISE_AFTER && self.is_met() {
             return self.raise(now);
@@ -176,6 +219,7 @@ impl Hold {
     fn change(&mut self, now: Duration, share: f64, raised_from: Option<f64>) -> Verdict {
         let is_change = (share - self.share).abs() > f64::EPSILON;
         (self.share, self.raised_from) = (share, raised_from);
+        self.free_since = (share >= 1.0).then(|| self.free_since.unwrap_or(now));
         self.bands.note(share);
         self.restart(now);
         if is_change { Verdict::Change } else { Verdict::Keep }

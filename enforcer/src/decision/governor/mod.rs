@@ -207,12 +207,13 @@ impl Governor {
         if self.mode == Mode::Shadow {
             return Phase::Free;
         }
-        self.in_trouble().into_iter().find_map(|objective| self.react(objective)).unwrap_or(Phase::Free)
+        let in_trouble: Vec<Objective> = self.in_trouble().collect();
+        in_trouble.into_iter().find_map(|objective| self.react(objective)).unwrap_or(Phase::Free)
     }
 
-    fn in_trouble(&self) -> Vec<Objective> {
+    fn in_trouble(&self) -> impl Iterator<Item = Objective> {
         let in_trouble = |watched: &&Watched| watched.alarm.is_on() || watched.alarm.is_sudden();
-        self.objectives.values().filter(in_trouble).map(|watched| watched.objective).collect()
+        self.objectives.values().filter(in_trouble).map(|watched| watched.objective)
     }
 
     fn react(&mut self, watched: Objective) -> Option<Phase> {
@@ -265,7 +266,7 @@ impl Governor {
         if let Some(tally) = self.objectives[&watched].tally(node).filter(|_| !spoilt) {
             yielding.observe(now, tally);
         }
-        let in_trouble = if spoilt { Vec::new() } else { self.in_trouble() };
+        let in_trouble: Vec<Objective> = if spoilt { Vec::new() } else { self.in_trouble().collect() };
         for &objective in &in_trouble {
             if self.may_suspect(objective, true)
                 && let Some(squeeze) = self.blame(objective)

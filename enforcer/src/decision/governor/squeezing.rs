@@ -28,28 +28,40 @@ const MEMORY_FIRST: f64 = 0.5;
 impl Governor {
     /// The kernel itself saw what BE did while the victim waited: no trial is needed.
     pub(super) fn blame(&mut self, watched: Objective) -> Option<Squeeze> {
+        let (who, proof) = self.blamed(watched)?;
+        Some(self.squeeze_blamed(watched, who, proof))
+    }
+
+    fn blamed(&self, watched: Objective) -> Option<(Vec<GroupId>, Proof)> {
         let objective = &self.objectives[&watched];
         let (cause, evidence) = objective.cause(|group| self.class(group));
         match cause {
             Cause::BeCpu => {
                 let mut who = objective.culprits(self.be.keys().copied());
                 who.retain(|id| self.be[id].can_be_held_back());
-                if who.is_empty() {
-                    return None;
-                }
                 let proof = Proof::Blame { waited_for_be: evidence.waited_for_be };
-                // The weakest lever first: one that takes nothing from BE where nobody else wants the CPU.
-                let all_idle = who.iter().all(|id| self.be[id].has(Lever::Idle));
-                let squeeze = self.squeeze(watched, who, proof, if all_idle { 1.0 } else { 0.0 });
-                Some(squeeze.frozen_at_the_floor(self.taken_at))
+                (!who.is_empty()).then_some((who, proof))
             }
             Cause::BeMemory => {
                 let who: Vec<GroupId> = objective.memory_user.into_iter().collect();
                 let can = who.iter().all(|id| self.be[id].has(Lever::Memory));
-                can.then(|| self.squeeze(watched, who, Proof::Memory, MEMORY_FIRST))
+                can.then_some((who, Proof::Memory))
             }
             _ => None,
         }
+    }
+
+    fn squeeze_blamed(&mut self, watched: Objective, who: Vec<GroupId>, proof: Proof) -> Squeeze {
+        if proof == Proof::Memory {
+            return self.squeeze(watched, who, proof, MEMORY_FIRST);
+        }
+        // The weakest lever first: one that takes nothing from BE where nobody else wants the CPU.
+        let share = if self.can_all_idle(&who) { 1.0 } else { 0.0 };
+        self.squeeze(watched, who, proof, share).frozen_at_the_floor(self.taken_at)
+    }
+
+    fn can_all_idle(&self, who: &[GroupId]) -> bool {
+        who.iter().all(|id| self.be[id].has(Lever::Idle))
     }
 
     /// BE that was proven to be the cause lately, and runs, need not be tried again.
@@ -86,9 +98,13 @@ impl Governor {
             |learned: &Learned| learned.is_of(victim, watched.signal) && learned.culprits == culprits;
         let known = self.learned.iter().position(is_known);
         let cause = self.proven_cause(watched, proof);
+        let of_any =
+            |learned: &&Learned| learned.victim == *victim && !learned.culprits.is_disjoint(&culprits);
+        let patience = self.learned.iter().filter(of_any).map(|learned| learned.next_patience(now)).max();
+        let patience = patience.unwrap_or_default();
         let mut bands = known.map_or_else(Bands::default, |place| self.learned.swap_remove(place).bands);
         bands.enter(self.objectives[&watched].load_hz);
-        let hold = Hold::start(now, bands, share);
+        let hold = Hold::start(now, bands, share).with_patience(patience);
         self.reset_alarms();
         Squeeze::start(now, hold, watched, (who, culprits), cause, proof)
     }
@@ -113,6 +129,11 @@ impl Governor {
         if self.search(&mut squeeze, node, spoilt) == Verdict::Release {
             return self.release(squeeze);
         }
+        if !spoilt && let Some((watched, who, proof)) = self.blamed_besides(&squeeze) {
+            let yields = squeeze.yields;
+            self.release(squeeze);
+            return Phase::Squeeze(self.squeeze_blamed(watched, who, proof).beside(yields));
+        }
         let can_be_stopped = squeeze.who.iter().any(|id| self.be[id].has(Lever::Quota));
         if !spoilt && can_be_stopped && squeeze.must_be_verified(self.taken_at) {
             let (watched, who, yields) = (squeeze.watched, squeeze.who.clone(), squeeze.yields);
@@ -120,6 +141,28 @@ impl Governor {
             return Phase::Trying(Trying { yields, ..trying });
         }
         Phase::Squeeze(squeeze)
+    }
+
+    /// While a squeeze takes nothing from BE but its rank: whom the kernel names besides, with those who are squeezed already
+    /// where it may stay at that.
+    fn blamed_besides(&self, squeeze: &Squeeze) -> Option<(Objective, Vec<GroupId>, Proof)> {
+        if squeeze.is_of_memory() || squeeze.hold.share() < 1.0 {
+            return None;
+        }
+        self.in_trouble().filter(|watched| self.may_suspect(*watched, squeeze.yields.is_some())).find_map(
+            |watched| {
+                let (mut who, proof) = self.blamed(watched)?;
+                if proof == Proof::Memory || who.iter().all(|id| squeeze.who.contains(id)) {
+                    return None;
+                }
+                if self.can_all_idle(&who) && self.can_all_idle(&squeeze.who) {
+                    let others: Vec<GroupId> =
+                        squeeze.who.iter().filter(|id| !who.contains(id)).copied().collect();
+                    who.extend(others);
+                }
+                Some((watched, who, proof))
+            },
+        )
     }
 
     /// Whether nobody is there any more who could be held back, or for whom.
@@ -171,8 +214,8 @@ impl Governor {
         // Shares of memory say nothing of shares of CPU.
         if proof != Proof::Memory && !culprits.is_empty() {
             let victim = self.objectives[&watched].workload.clone();
-            let bands = hold.into_bands();
-            self.learned.push(Learned { victim, signal: watched.signal, culprits, bands, at: now });
+            let (patience, bands) = (hold.patience(), hold.into_bands());
+            self.learned.push(Learned { victim, signal: watched.signal, culprits, bands, patience, at: now });
         }
         self.reset_alarms();
         Phase::after(yields)

@@ -732,5 +732,50 @@ fn a_squeeze_that_leaves_be_everything_ends_although_little_is_heard() {
         let node = Snapshot { taken_at: now + TICK * *tick, steal: Some(0.0), groups, ..Snapshot::default() };
         governor.decide(&node).restraints.is_empty()
     });
-    assert!(ends.is_some_and(|tick| (610..630).contains(&tick)), "{ends:?}");
+    assert!(ends.is_some_and(|tick| (600..610).contains(&tick)), "{ends:?}");
+}
+
+/// What is told of two BE groups that both can yield, the first of which is squeezed, after so many ticks more.
+fn told(governor: &mut Governor, now: Duration, (total, slow): (u64, u64), blame: Vec<Blame>) -> Plan {
+    let idle = GroupSnapshot { levers: batch(0.5).levers.with(Lever::Idle), ..batch(0.5) };
+    let groups = vec![web(total, slow), idle, idle];
+    let node = Snapshot { taken_at: now, steal: Some(0.0), groups, blame, ..Snapshot::default() };
+    governor.decide(&node).clone()
+}
+
+#[test]
+fn a_squeeze_whose_trouble_comes_back_as_soon_as_it_ends_lasts_twice_as_long() {
+    let idle = GroupSnapshot { levers: batch(0.5).levers.with(Lever::Idle), ..batch(0.5) };
+    let (mut governor, mut now) = struck(idle, idle, vec![blamed(1, 40)]);
+    let mut lasted = Vec::new();
+    for pause in [1, 1, 4_000, 1] {
+        let began = now;
+        // The load changes now and then: what is waited for is not begun anew.
+        for total in [40, 10].into_iter().flat_map(|total| [total; 300]).cycle() {
+            now += TICK;
+            assert!(now < began + Duration::from_mins(10), "{lasted:?}");
+            if told(&mut governor, now, (total, 0), Vec::new()).restraints.is_empty() {
+                break;
+            }
+        }
+        lasted.push(now.saturating_sub(began).as_secs() / 60);
+        for _ in 0..pause {
+            now += TICK;
+            told(&mut governor, now, (8, 0), Vec::new());
+        }
+        now += TICK;
+        told(&mut governor, now, (8, 6), vec![blamed(1, 40)]);
+    }
+    assert_eq!(lasted, [1, 2, 4, 1]);
+}
+
+#[test]
+fn somebody_else_who_is_blamed_joins_a_squeeze_that_takes_nothing_but_rank() {
+    let idle = GroupSnapshot { levers: batch(0.5).levers.with(Lever::Idle), ..batch(0.5) };
+    let (mut governor, now) = struck(idle, idle, vec![blamed(1, 40)]);
+    let who = |plan: &Plan| plan.restraints.iter().map(|(id, held)| (*id, held.idle)).collect::<Vec<_>>();
+    assert_eq!(who(&governor.plan), [(GroupId(1), true)]);
+    let plan = told(&mut governor, now + TICK, (8, 6), vec![blamed(2, 40)]);
+    assert_eq!(who(&plan), [(GroupId(1), true), (GroupId(2), true)], "{plan:?}");
+    assert!(plan.restraints.values().all(|held| held.quota.is_none()), "{plan:?}");
 }
