@@ -8,7 +8,7 @@ const MESSAGE: usize = 400;
 pub struct Tally {
     pub skipped: Vec<String>,
     pub failed: Vec<String>,
-    /// How many were run to an end, whichever.
+    /// How many were named, with whatever came of them.
     pub ran: usize,
     place: Place,
 }

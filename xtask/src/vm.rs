@@ -248,7 +248,8 @@ fn initramfs(work: &Path, programs: &[(PathBuf, &str)], filter: Option<&str>) ->
     fs::set_permissions(tree.join("init"), fs::Permissions::from_mode(0o755))?;
     let archive = work.join("initramfs.cpio.gz");
     let script = format!("find . | cpio --quiet -o -H newc | gzip -1 > {:?}", archive.display().to_string());
-    run_quietly(Command::new("sh").args(["-c", &script]).current_dir(&tree))?;
+    // A pipe that breaks must not pass for an archive.
+    run_quietly(Command::new("bash").args(["-o", "pipefail", "-c", &script]).current_dir(&tree))?;
     Ok(archive)
 }
 

@@ -89,6 +89,8 @@ const SCENES: [Scene; 4] = [
 ];
 const LOOK: Duration = Duration::from_millis(50);
 const LOOKS_PER_SECOND: u32 = 20;
+/// For the agent to tell of its last decision.
+const PUBLISHED: Duration = Duration::from_millis(1_500);
 /// To converge, before anything counts.
 const CONVERGED: Duration = Duration::from_mins(1);
 const MINUTE: Duration = Duration::from_mins(1);
@@ -111,8 +113,8 @@ struct Decision {
 /// That something holds BE back now that did not, or in another way.
 struct Change {
     at: Duration,
-    /// BE is held back no longer.
-    to_free: bool,
+    from: String,
+    to: String,
 }
 
 /// What was seen of one scene.
@@ -180,16 +182,17 @@ impl Scene {
             let all_run = server.is_running() && client.is_running() && antagonist.is_running();
             ensure!(all_run, "LS, its client or BE ended by itself");
             let now = watch.look()?;
-            let to_free = now.limits == free;
-            if now.limits != limits {
-                seen.changes.push(Change { at: now.at, to_free });
-            }
-            limits = now.limits;
             seen.looks += 1;
-            seen.limited += u32::from(!to_free);
+            seen.limited += u32::from(now.limits != free);
+            if now.limits != limits {
+                let from = std::mem::replace(&mut limits, now.limits.clone());
+                seen.changes.push(Change { at: now.at, from, to: now.limits });
+            }
             seen.ask(&agent)?;
         }
         seen.be_cores = be.cpu_time()?.saturating_sub(before).as_secs_f64() / length.as_secs_f64();
+        interrupt::sleep(PUBLISHED)?;
+        seen.note_decisions(&agent)?;
         agent.end(Some(&be))?;
         Ok(seen)
     }
@@ -203,10 +206,15 @@ impl Seen {
         let started = monotonic().saturating_sub(Duration::from_secs_f64(uptime_seconds));
         self.agent_started = Some(self.agent_started.map_or(started, |before| before.min(started)));
         if self.looks.is_multiple_of(LOOKS_PER_SECOND) {
-            let latest = self.decisions.last().map_or(f64::MIN, |decision| decision.at_seconds);
-            let all: Vec<Decision> = agent.get("/v1/decisions")?;
-            self.decisions.extend(all.into_iter().filter(|decision| decision.at_seconds > latest));
+            self.note_decisions(agent)?;
         }
+        Ok(())
+    }
+
+    fn note_decisions(&mut self, agent: &Agent) -> Result<()> {
+        let latest = self.decisions.last().map_or(f64::MIN, |decision| decision.at_seconds);
+        let all: Vec<Decision> = agent.get("/v1/decisions")?;
+        self.decisions.extend(all.into_iter().filter(|decision| decision.at_seconds > latest));
         Ok(())
     }
 
@@ -229,11 +237,14 @@ impl Seen {
         all
     }
 
-    /// Whether a change is part of a trial: all that happen in one, and that BE is let go at its end.
+    /// Whether a change is part of a trial: all that happen in one, and that what was in force before is so again at its end.
     fn is_of_a_trial(&self, change: &Change) -> bool {
         let is_in = |&(reason, began, ended): &(&str, Duration, Duration)| {
-            let until = if change.to_free { ended + 2 * LOOK } else { ended };
-            reason == "trial" && (began.saturating_sub(LOOK / 2)..until).contains(&change.at)
+            let begins = began.saturating_sub(LOOK / 2);
+            let first = self.changes.iter().find(|first| first.at >= begins);
+            let is_back = first.is_some_and(|first| first.from == change.to);
+            let until = if is_back { ended + 2 * LOOK } else { ended };
+            reason == "trial" && (begins..until).contains(&change.at)
         };
         self.reasons().iter().any(is_in)
     }
@@ -245,7 +256,8 @@ impl Seen {
         let minutes = (self.length.as_secs() / MINUTE.as_secs()).max(1);
         let in_minute = |minute: u64| {
             let is_then = |change: &&&Change| {
-                change.at.saturating_sub(self.begun).as_secs() / MINUTE.as_secs() == minute
+                let seconds = change.at.saturating_sub(self.begun).as_secs();
+                (seconds / MINUTE.as_secs()).min(minutes - 1) == minute
             };
             others.iter().filter(is_then).count()
         };

@@ -64,7 +64,9 @@ pub fn take_down() -> Result<bool> {
     for file in [&paths.kubeconfig, &paths.record()] {
         remove(file)?;
     }
-    kept.context("the cluster is down, but what it logged is lost")?;
+    if let Err(err) = kept {
+        println!("!! what the cluster has logged is lost: {err:#}");
+    }
     Ok(true)
 }
 

@@ -43,7 +43,9 @@ pub fn run(args: &Args) -> Result<()> {
     // what is there now.
     build::agent()?;
     image::make(&image::Args::default())?;
-    setup::packages(&setup::SERVER_PACKAGES)?;
+    if let Err(err) = setup::packages(&setup::SERVER_PACKAGES) {
+        println!("!! {err:#}: tests with programs that are not there are skipped");
+    }
     println!("building the tests");
     programs::run(tests()?.arg("--no-run"))?;
     let is_ours = up::bring_up(release)?;

@@ -1,6 +1,6 @@
 //! What the node serves with LS alone, and what latency may be expected of it.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use enforcer_rig::{
     arrivals::Profile,
     client::{Load, Report},
@@ -52,16 +52,19 @@ pub fn sane_hz(alone: impl Fn(&Load) -> Result<Report>) -> Result<f64> {
         *(if is_served(middle)? { &mut served } else { &mut beyond }) = middle;
     }
     // Nor is a good moment of the host the server's strength: what is served is served for longer, time and again.
-    for _ in 0..LOWERINGS {
+    ensure!(served > 0.0, "the node does not serve {beyond:.0} requests/s: something else keeps it busy");
+    for _ in 0..=LOWERINGS {
         let long = Load::open_loop(Profile::constant(served), LONG_SECONDS);
         let times = (0..TIMES).map(|_| Ok(alone(&long)?.p90_us));
         if Spread::of(times.collect::<Result<Vec<_>>>()?).max <= sane_us {
-            break;
+            return Ok(served);
         }
         served *= LOWERED;
     }
-    ensure!(served > 0.0, "the node does not serve {beyond:.0} requests/s: something else keeps it busy");
-    Ok(served)
+    bail!(
+        "the node served {beyond:.0} requests/s for some seconds and not even {served:.0} for longer: something else keeps \
+         it busy, or its host does"
+    )
 }
 
 /// So many times the p99 of LS alone at a rate: the median of three windows.

@@ -173,7 +173,6 @@ fn measure(stage: &Stage, matrix: &Matrix, record: &mut Record, json: &Path) -> 
         record.cells.len()
     );
     let capacity_hz = calibrate(stage, matrix, record, json)?;
-    let built_at = stage.agent_built_at()?;
     let progress = Progress::new(keys.len());
     let count = keys.len();
     for (number, key) in keys.into_iter().enumerate() {
@@ -181,7 +180,7 @@ fn measure(stage: &Stage, matrix: &Matrix, record: &mut Record, json: &Path) -> 
             key.be.map_or_else(|| key.load.to_string(), |be| Scenario { be, load: key.load }.to_string());
         progress.begin(format!("round {}, {name}: {}", key.round + 1, key.policy));
         ensure!(
-            stage.agent_built_at()? == built_at,
+            stage.agent_built_at()? == stage.begun_with,
             "the agent was built anew meanwhile: cells of two agents must not be compared; begin anew with --fresh"
         );
         let slo_us = record.slo_us[&key.load.peak_percent()];

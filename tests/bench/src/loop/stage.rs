@@ -45,6 +45,8 @@ pub struct Stage {
     /// For files that are gone afterwards.
     scratch: PathBuf,
     pub settings: Settings,
+    /// When the agent had last been built then.
+    pub begun_with: SystemTime,
 }
 
 /// As much of the agent's status as is needed here.
@@ -64,14 +66,13 @@ impl Stage {
             agent_log: agent_log.to_owned(),
             scratch: scratch.to_owned(),
             settings,
+            begun_with: built_at(agent)?,
         })
     }
 
     /// When the agent's program was last written.
     pub fn agent_built_at(&self) -> Result<SystemTime> {
-        let metadata = fs::metadata(&self.agent);
-        let modified = metadata.and_then(|metadata| metadata.modified());
-        modified.with_context(|| format!("cannot read {}", self.agent.display()))
+        built_at(&self.agent)
     }
 
     /// How long so many cells take.
@@ -163,6 +164,11 @@ impl Stage {
             ..Load::open_loop(profile, self.settings.seconds)
         }
     }
+}
+
+fn built_at(program: &Path) -> Result<SystemTime> {
+    let modified = fs::metadata(program).and_then(|metadata| metadata.modified());
+    modified.with_context(|| format!("cannot read {}", program.display()))
 }
 
 fn start_be(be: Antagonist, group: &Group, cpuset: Option<&Cpuset>, work: &Path) -> Result<Process> {
