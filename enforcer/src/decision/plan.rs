@@ -126,10 +126,8 @@ impl Reason {
                      hypervisor had the CPUs"
                         .to_owned()
                 } else if effect.is_undecided() {
-                    let (stalls, seen) = (
-                        if effect.is_dispersed() { ", in a few long stalls" } else { "" },
-                        comparison(effect),
-                    );
+                    let stalls = if effect.is_dispersed() { ", in a few long stalls" } else { "" };
+                    let seen = comparison(effect);
                     format!("{stalls}: a trial could not tell whether BE is the cause ({seen})")
                 } else {
                     let (seen, cause) = (comparison(effect), cause.words());

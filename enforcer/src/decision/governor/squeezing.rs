@@ -156,9 +156,9 @@ impl Governor {
                     return None;
                 }
                 if self.can_all_idle(&who) && self.can_all_idle(&squeeze.who) {
-                    let others: Vec<GroupId> =
-                        squeeze.who.iter().filter(|id| !who.contains(id)).copied().collect();
-                    who.extend(others);
+                    who.extend(&squeeze.who);
+                    who.sort_unstable();
+                    who.dedup();
                 }
                 Some((watched, who, proof))
             },
