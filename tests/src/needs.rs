@@ -10,6 +10,8 @@ use enforcer::{
 use enforcer_rig::{cluster::Cluster, process::installed};
 use libtest_mimic::{Failed, Trial};
 
+use crate::sources::root;
+
 /// Something that a host may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -97,7 +99,7 @@ impl Need {
 
 /// Where `cargo xtask image` puts it.
 pub fn image() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/image/enforcer.tar")
+    root().join("target/image/enforcer.tar")
 }
 
 fn has_sched_info() -> bool {

@@ -1,13 +1,11 @@
 //! What dashboard and alerts ask Prometheus for.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+
+use crate::sources::root;
 
 const FILES: [(&str, usize); 2] = [("dashboard.json", 40), ("alerts.yaml", 10)];
 
@@ -22,7 +20,7 @@ pub struct Query {
 
 /// Where the chart keeps them.
 fn directory() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../daemonset/chart/enforcer/files")
+    root().join("daemonset/chart/enforcer/files")
 }
 
 /// All of them.

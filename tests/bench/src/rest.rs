@@ -104,7 +104,7 @@ struct Status {
 }
 
 /// As much of `/v1/decisions` as is needed here.
-#[derive(Clone, Deserialize)]
+#[derive(Deserialize)]
 struct Decision {
     at_seconds: f64,
     reason: String,
@@ -237,22 +237,24 @@ impl Seen {
         all
     }
 
-    /// Whether a change is part of a trial: all that happen in one, and that what was in force before is so again at its end.
-    fn is_of_a_trial(&self, change: &Change) -> bool {
-        let is_in = |&(reason, began, ended): &(&str, Duration, Duration)| {
-            let begins = began.saturating_sub(LOOK / 2);
-            let first = self.changes.iter().find(|first| first.at >= begins);
-            let is_back = first.is_some_and(|first| first.from == change.to);
-            let until = if is_back { ended + 2 * LOOK } else { ended };
-            reason == "trial" && (begins..until).contains(&change.at)
-        };
-        self.reasons().iter().any(is_in)
+    /// Whether a change is part of a trial of that time: all that happen in it, and that what was in force before is so again at
+    /// its end.
+    fn is_of_trial(&self, change: &Change, began: Duration, ended: Duration) -> bool {
+        let begins = began.saturating_sub(LOOK / 2);
+        let first = self.changes.iter().find(|first| first.at >= begins);
+        let is_back = first.is_some_and(|first| first.from == change.to);
+        let until = if is_back { ended + 2 * LOOK } else { ended };
+        (begins..until).contains(&change.at)
     }
 
     fn figures(&self) -> Value {
         let share = |count: u32| f64::from(count) / f64::from(self.looks.max(1));
-        let (of_trials, others): (Vec<_>, Vec<_>) =
-            self.changes.iter().partition(|change| self.is_of_a_trial(change));
+        let reasons = self.reasons();
+        let of_a_trial = |change: &&Change| {
+            let mut trials = reasons.iter().filter(|(reason, ..)| *reason == "trial");
+            trials.any(|&(_, began, ended)| self.is_of_trial(change, began, ended))
+        };
+        let (of_trials, others): (Vec<_>, Vec<_>) = self.changes.iter().partition(of_a_trial);
         let minutes = (self.length.as_secs() / MINUTE.as_secs()).max(1);
         let in_minute = |minute: u64| {
             let is_then = |change: &&&Change| {
@@ -264,7 +266,7 @@ impl Seen {
         let changes: Vec<usize> = (0..minutes).map(in_minute).collect();
         let mut time: BTreeMap<&str, f64> = BTreeMap::new();
         let mut longest: BTreeMap<&str, f64> = BTreeMap::new();
-        for (reason, began, ended) in self.reasons() {
+        for &(reason, began, ended) in &reasons {
             let seconds = ended.saturating_sub(began).as_secs_f64();
             *time.entry(reason).or_default() += seconds / self.length.as_secs_f64();
             let longest = longest.entry(reason).or_default();

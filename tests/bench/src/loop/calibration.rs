@@ -51,8 +51,8 @@ pub fn sane_hz(alone: impl Fn(&Load) -> Result<Report>) -> Result<f64> {
         let middle = f64::midpoint(served, beyond);
         *(if is_served(middle)? { &mut served } else { &mut beyond }) = middle;
     }
-    // Nor is a good moment of the host the server's strength: what is served is served for longer, time and again.
     ensure!(served > 0.0, "the node does not serve {beyond:.0} requests/s: something else keeps it busy");
+    // Nor is a good moment of the host the server's strength: what is served is served for longer, time and again.
     for _ in 0..=LOWERINGS {
         let long = Load::open_loop(Profile::constant(served), LONG_SECONDS);
         let times = (0..TIMES).map(|_| Ok(alone(&long)?.p90_us));

@@ -180,7 +180,7 @@ fn measure(stage: &Stage, matrix: &Matrix, record: &mut Record, json: &Path) -> 
             key.be.map_or_else(|| key.load.to_string(), |be| Scenario { be, load: key.load }.to_string());
         progress.begin(format!("round {}, {name}: {}", key.round + 1, key.policy));
         ensure!(
-            stage.agent_built_at()? == stage.begun_with,
+            stage.has_same_agent()?,
             "the agent was built anew meanwhile: cells of two agents must not be compared; begin anew with --fresh"
         );
         let slo_us = record.slo_us[&key.load.peak_percent()];

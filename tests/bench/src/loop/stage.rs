@@ -46,7 +46,7 @@ pub struct Stage {
     scratch: PathBuf,
     pub settings: Settings,
     /// When the agent had last been built then.
-    pub begun_with: SystemTime,
+    begun_with: SystemTime,
 }
 
 /// As much of the agent's status as is needed here.
@@ -70,9 +70,9 @@ impl Stage {
         })
     }
 
-    /// When the agent's program was last written.
-    pub fn agent_built_at(&self) -> Result<SystemTime> {
-        built_at(&self.agent)
+    /// Whether the agent is the one that all this began with.
+    pub fn has_same_agent(&self) -> Result<bool> {
+        Ok(built_at(&self.agent)? == self.begun_with)
     }
 
     /// How long so many cells take.
