@@ -1,6 +1,8 @@
 //! The governor against a simulated node: an LS group at 1,000 requests/s and one BE group.
 
+mod blame;
 mod bounds;
+mod yields;
 
 use super::*;
 use crate::{
@@ -98,6 +100,15 @@ impl Node {
     fn limit_cores(&self) -> Option<f64> {
         self.limit.and_then(CpuLimit::cores)
     }
+}
+
+/// BE that the kernel saw run while LS waited, `ms` per tick.
+fn blamed(culprit: usize, ms: u64) -> Blame {
+    Blame { victim: GroupId(0), culprit: Culprit::Group(GroupId(culprit)), waited: Duration::from_millis(ms) }
+}
+
+fn labels(plans: &[Plan]) -> Vec<&'static str> {
+    plans.iter().map(|plan| plan.reason.label()).collect()
 }
 
 /// A memory streamer: harm in proportion to how much it runs.
@@ -220,89 +231,6 @@ fn the_same_snapshots_give_the_same_plans() {
         format!("{:?} {} {}", node.governor.plan, node.changes, node.be_seconds)
     };
     assert_eq!(plans(), plans());
-}
-
-/// BE that the kernel saw run while LS waited, `ms` per tick.
-fn blamed(culprit: usize, ms: u64) -> Blame {
-    Blame { victim: GroupId(0), culprit: Culprit::Group(GroupId(culprit)), waited: Duration::from_millis(ms) }
-}
-
-/// What a node with two BE groups is told after a quiet second and one bad millisecond.
-fn struck(first: GroupSnapshot, second: GroupSnapshot, blame: Vec<Blame>) -> (Governor, Duration) {
-    let mut governor = governor(&groups(2), Mode::Enforce);
-    for tick in 1..=10 {
-        let groups = vec![web(100, 0), first, second];
-        governor.decide(&Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, ..Snapshot::default() });
-    }
-    let now = TICK * 10 + Duration::from_millis(1);
-    governor.decide(&Snapshot {
-        taken_at: now,
-        steal: Some(0.0),
-        groups: vec![web(8, 6), first, second],
-        blame,
-        ..Snapshot::default()
-    });
-    (governor, now)
-}
-
-#[test]
-fn be_that_ran_while_ls_waited_is_squeezed_at_once_and_nobody_else_is() {
-    let frozen = GroupSnapshot { levers: batch(0.5).levers.with(Lever::Freeze), ..batch(0.5) };
-    let (mut governor, now) = struck(frozen, batch(0.5), vec![blamed(1, 40), blamed(2, 1)]);
-    let restraint = governor.plan.restraints[&GroupId(1)];
-    assert!(restraint.frozen && restraint.cores().is_some_and(|cores| cores < 0.11), "{restraint}");
-    assert_eq!(governor.plan.restraints.len(), 1, "{:?}", governor.plan);
-    // The freeze ends when it said it would.
-    let again_at = governor.plan.again_at.unwrap();
-    assert!(again_at <= now + Duration::from_millis(50), "{again_at:?}");
-    let groups = vec![web(8, 0), batch(0.0), batch(0.5)];
-    let plan = governor.decide(&Snapshot { taken_at: again_at, steal: None, groups, ..Snapshot::default() });
-    assert!(!plan.restraints[&GroupId(1)].frozen && plan.again_at.is_none(), "{plan:?}");
-}
-
-#[test]
-fn the_weakest_lever_is_pulled_first_where_there_is_one() {
-    let idle = GroupSnapshot { levers: batch(0.5).levers.with(Lever::Idle), ..batch(0.5) };
-    let (mut governor, now) = struck(idle, batch(0.5), vec![blamed(1, 40)]);
-    let restraint = governor.plan.restraints[&GroupId(1)];
-    assert_eq!(restraint, Restraint { idle: true, ..Restraint::default() });
-    // It does not help: the quota follows.
-    let mut ticks = 0;
-    while governor.plan.restraints[&GroupId(1)].quota.is_none() {
-        ticks += 1;
-        let groups = vec![web(100, 30), idle, batch(0.5)];
-        let taken_at = now + TICK * ticks;
-        governor.decide(&Snapshot {
-            taken_at,
-            steal: Some(0.0),
-            groups,
-            blame: vec![blamed(1, 40)],
-            ..Snapshot::default()
-        });
-        assert!(ticks < 10, "{:?}", governor.plan);
-    }
-}
-
-#[test]
-fn a_sudden_burst_that_nobody_is_to_blame_for_changes_nothing() {
-    let (governor, _) = struck(batch(0.5), batch(0.5), Vec::new());
-    assert_eq!(governor.plan.reason, Reason::Met, "{:?}", governor.plan);
-}
-
-#[test]
-fn a_single_slow_request_never_squeezes() {
-    let mut governor = governor(&groups(2), Mode::Enforce);
-    for tick in 1..1000 {
-        let groups = vec![web(100, 1), batch(0.5), batch(0.5)];
-        let node = Snapshot {
-            taken_at: TICK * tick,
-            steal: Some(0.0),
-            groups,
-            blame: vec![blamed(1, 50)],
-            ..Snapshot::default()
-        };
-        assert!(governor.decide(&node).restraints.is_empty(), "{tick}");
-    }
 }
 
 #[test]
@@ -444,50 +372,6 @@ fn a_be_that_was_not_stopped_in_its_trial_is_not_called_harmless() {
 }
 
 #[test]
-fn waits_of_a_busy_past_do_not_hide_who_struck() {
-    let mut governor = governor(&groups(1), Mode::Enforce);
-    let own = |ms| Blame { culprit: Culprit::Group(GroupId(0)), ..blamed(0, ms) };
-    for tick in 1..=10 {
-        let (groups, blame) = (vec![web(100, 0), batch(0.5)], vec![own(80)]);
-        governor.decide(&Snapshot {
-            taken_at: TICK * tick,
-            steal: Some(0.0),
-            groups,
-            blame,
-            ..Snapshot::default()
-        });
-    }
-    let taken_at = TICK * 10 + Duration::from_millis(12);
-    let (groups, blame) = (vec![web(10, 5), batch(0.5)], vec![own(9), blamed(1, 30)]);
-    let plan =
-        governor.decide(&Snapshot { taken_at, steal: Some(0.0), groups, blame, ..Snapshot::default() });
-    assert_eq!(plan.reason.label(), "squeeze", "{plan:?}");
-}
-
-#[test]
-fn a_trial_in_which_the_objective_was_met_does_not_hide_who_struck() {
-    let mut node = Node::new(Mode::Enforce);
-    node.run(5, 0.3, |_| 5.0);
-    node.run(1, 0.3, |_| 200.0);
-    node.run(9, 0.3, |_| 2.0);
-    assert!(node.reasons.contains(&"trial") && node.limit.is_none(), "{:?}", node.reasons);
-    assert!(
-        node.governor
-            .objectives
-            .values()
-            .next()
-            .unwrap()
-            .retry()
-            .is_some_and(|retry| retry.effect.is_met_with_be())
-    );
-    let taken_at = TICK * node.ticks + Duration::from_millis(12);
-    let (groups, blame) = (vec![web(10, 5), batch(0.3)], vec![blamed(1, 30)]);
-    let plan =
-        node.governor.decide(&Snapshot { taken_at, steal: Some(0.0), groups, blame, ..Snapshot::default() });
-    assert_eq!(plan.reason.label(), "squeeze", "{plan:?}");
-}
-
-#[test]
 fn a_be_that_hurts_within_the_objective_loses_next_to_nothing() {
     let mut node = Node::new(Mode::Enforce);
     // Half a percent slow beside BE, none without it; a burst of the host's own every half a minute.
@@ -540,242 +424,4 @@ fn a_pod_of_a_job_that_was_the_cause_inherits_what_was_learned() {
     node.reasons.clear();
     node.run(5, WANTS_CORES, harmful);
     assert!(node.reasons.contains(&"squeeze") && !node.reasons.contains(&"trial"), "{:?}", node.reasons);
-}
-
-/// Runs a governor for some time beside one BE group that can yield. `slow(tick, restraint)` of 100 requests are slow per
-/// tick. What was planned, each reason once in a row.
-fn yields(seconds: u32, slow: impl Fn(u32, Restraint) -> u64) -> Vec<Plan> {
-    let mut governor = governor(&groups(1), Mode::Enforce);
-    let idle = GroupSnapshot { levers: batch(WANTS_CORES).levers.with(Lever::Idle), ..batch(WANTS_CORES) };
-    let mut plans: Vec<Plan> = vec![Plan::default()];
-    let mut restraint = Restraint::default();
-    for tick in 1..=seconds * 10 {
-        let cores = restraint.cores().unwrap_or(f64::MAX).min(WANTS_CORES);
-        let be = GroupSnapshot { cpu_cores: Some(cores), ..idle };
-        let plan = governor.decide(&Snapshot {
-            taken_at: TICK * tick,
-            steal: Some(0.0),
-            groups: vec![web(100, slow(tick, restraint)), be],
-            ..Snapshot::default()
-        });
-        restraint = plan.restraints.get(&GroupId(1)).copied().unwrap_or_default();
-        if plans.last().is_some_and(|last| last.reason.label() != plan.reason.label()) {
-            plans.push(plan.clone());
-        }
-    }
-    plans
-}
-
-fn labels(plans: &[Plan]) -> Vec<&'static str> {
-    plans.iter().map(|plan| plan.reason.label()).collect()
-}
-
-#[test]
-fn stalls_that_come_again_and_again_make_be_yield_for_ever_longer() {
-    let plans = yields(240, |tick, restraint| if tick % 30 == 0 && !restraint.idle { 90 } else { 0 });
-    assert_eq!(labels(&plans), ["met", "yield", "met", "yield", "met"], "1 minute, then 2");
-    assert_eq!(plans[1].restraints[&GroupId(1)], Restraint { idle: true, ..Restraint::default() });
-    let yielded = |plan: &Plan| plan.verdicts.first().map(|verdict| verdict.objective.victim);
-    assert_eq!(yielded(&plans[1]), Some(GroupId(0)), "{:?}", plans[1]);
-}
-
-#[test]
-fn where_yielding_is_not_enough_a_trial_tells() {
-    let harm =
-        |_, restraint: Restraint| if restraint.cores().is_some_and(|cores| cores < 0.5) { 0 } else { 5 };
-    let plans = yields(20, harm);
-    assert_eq!(labels(&plans), ["met", "yield", "trial", "squeeze"]);
-    // BE that runs in the trial yields, BE that is stopped does as well.
-    assert!(plans[2].restraints[&GroupId(1)].idle, "{:?}", plans[2]);
-}
-
-#[test]
-fn trouble_that_be_has_no_part_in_makes_it_yield_hardly_ever() {
-    let plans = yields(600, |_, _| 4);
-    let times = labels(&plans).into_iter().filter(|label| *label == "yield").count();
-    assert!((1..=5).contains(&times), "{times} in ten minutes");
-    assert!(!labels(&plans).contains(&"squeeze"));
-    // What is known to be its own quota costs BE nothing at all.
-    let mut governor = governor(&groups(1), Mode::Enforce);
-    let idle = GroupSnapshot { levers: batch(1.2).levers.with(Lever::Idle), ..batch(1.2) };
-    for tick in 1..=50 {
-        let throttled = GroupSnapshot { throttled: Some(0.3), ..web(100, 20) };
-        let groups = vec![throttled, idle];
-        let plan = governor.decide(&Snapshot {
-            taken_at: TICK * tick,
-            steal: Some(0.0),
-            groups,
-            ..Snapshot::default()
-        });
-        assert_ne!(plan.reason.label(), "yield");
-    }
-}
-
-#[test]
-fn stalls_that_be_has_no_part_in_do_not_make_it_yield_for_ever() {
-    let mut governor = governor(&groups(1), Mode::Enforce);
-    let idle = GroupSnapshot { levers: batch(WANTS_CORES).levers.with(Lever::Idle), ..batch(WANTS_CORES) };
-    let yielded = (1..=12_000).filter(|tick| {
-        let plan = governor.decide(&Snapshot {
-            taken_at: TICK * *tick,
-            steal: Some(0.0),
-            groups: vec![web(100, if tick % 30 == 0 { 90 } else { 0 }), idle],
-            ..Snapshot::default()
-        });
-        plan.reason.label() == "yield"
-    });
-    let yielded = yielded.count();
-    assert!((1..12_000 / 3).contains(&yielded), "{yielded} of 12,000 ticks");
-}
-
-/// Ticks of thirty seconds in which BE yields, which then uses `cores` while so many of its tasks wait, and `slow` of 100
-/// requests are.
-fn yields_with(cores: f64, cpu_waits: f64, slow: u64) -> u32 {
-    let mut governor = governor(&groups(1), Mode::Enforce);
-    let idle = GroupSnapshot { levers: batch(WANTS_CORES).levers.with(Lever::Idle), ..batch(WANTS_CORES) };
-    let mut yielded = 0;
-    let mut yields = false;
-    for tick in 1..=300 {
-        let (cores, waits) = if yields { (cores, cpu_waits) } else { (WANTS_CORES, 0.1) };
-        let be = GroupSnapshot { cpu_cores: Some(cores), cpu_waits: Some(waits), ..idle };
-        let plan = governor.decide(&Snapshot {
-            taken_at: TICK * tick,
-            steal: Some(0.0),
-            groups: vec![web(100, if yields { slow } else { 5 }), be],
-            ..Snapshot::default()
-        });
-        yields = plan.restraints.get(&GroupId(1)).is_some_and(|restraint| restraint.idle);
-        yielded += u32::from(yields);
-    }
-    yielded
-}
-
-#[test]
-fn be_that_yields_to_too_many_gets_its_floor_back() {
-    let yielded = yields_with(0.01, 2.0, 0);
-    assert!((50..100).contains(&yielded), "{yielded} ticks");
-    // Also where LS overloads itself, so that a trial is begun and BE does not run in any part of it.
-    let yielded = yields_with(0.01, 2.0, 5);
-    assert!((50..150).contains(&yielded), "{yielded} ticks");
-}
-
-#[test]
-fn be_that_has_nothing_to_do_goes_on_yielding() {
-    let yielded = yields_with(0.01, 0.002, 0);
-    assert!(yielded > 250, "{yielded} ticks");
-}
-
-#[test]
-fn a_pod_with_little_to_do_beside_a_busy_one_starves_nobody() {
-    let mut idle = BeGroup::new(GroupId(1));
-    let mut busy = BeGroup::new(GroupId(2));
-    for group in [&mut idle, &mut busy] {
-        group.set_floor(MilliCores::from_cores(FLOOR_CORES));
-    }
-    let mut observe = |cores: [f64; 2]| {
-        for (group, cores) in [&mut idle, &mut busy].into_iter().zip(cores) {
-            // Java has many threads.
-            let waited = GroupSnapshot { cpu_waits: Some(0.4), ..batch(cores) };
-            (0..50).for_each(|_| group.observe(&waited, TICK, Restraint::default()));
-        }
-        be::are_below_floors([&idle, &busy].into_iter())
-    };
-    assert!(!observe([0.9, 0.9]));
-    assert!(!observe([0.04, 0.8]));
-    assert!(observe([0.04, 0.04]));
-}
-
-#[test]
-fn yielding_goes_on_where_it_has_mended_most() {
-    // A fifth of the stalls are the host's own, which is four times what is allowed.
-    let plans = yields(300, |tick, restraint| {
-        let stalls = if restraint.idle { 25 } else { 5 };
-        if tick % stalls == 0 { 100 } else { 0 }
-    });
-    let free = |plan: &&Plan| plan.restraints.is_empty();
-    assert!(labels(&plans).contains(&"trial"), "{:?}", labels(&plans));
-    assert!(plans.iter().filter(free).count() <= 3, "{:?}", labels(&plans));
-}
-
-#[test]
-fn an_objective_that_is_given_up_takes_its_yielding_along_also_from_anothers_trial() {
-    let all = groups(1);
-    let slo = Slo { run_queue_wait_p99: Some(Duration::from_millis(1)), ..all[0].slo };
-    let mut governor = governor(&[Group { slo, ..all[0].clone() }, all[1].clone()], Mode::Enforce);
-    let idle = GroupSnapshot { levers: batch(WANTS_CORES).levers.with(Lever::Idle), ..batch(WANTS_CORES) };
-    let mut ticks = 0;
-    let mut run_until = |governor: &mut Governor, reason: &str, requests: u64, waits: u64| {
-        for _ in 0..100 {
-            ticks += 1;
-            let waits = Some(Tally { total: 100, slow: waits });
-            let groups = vec![GroupSnapshot { waits, ..web(100, requests) }, idle];
-            let taken_at = TICK * ticks;
-            let node = Snapshot { taken_at, steal: Some(0.0), groups, ..Snapshot::default() };
-            if governor.decide(&node).reason.label() == reason {
-                return;
-            }
-        }
-        panic!("no {reason}: {:?}", governor.plan);
-    };
-    run_until(&mut governor, "yield", 5, 0);
-    run_until(&mut governor, "trial", 0, 5);
-    governor.join(GroupId(0), &Group { slo: Slo { request_latency_p99: None, ..slo }, ..all[0].clone() });
-    run_until(&mut governor, "no_help", 0, 5);
-}
-
-#[test]
-fn a_squeeze_that_leaves_be_everything_ends_although_little_is_heard() {
-    let idle = GroupSnapshot { levers: batch(0.5).levers.with(Lever::Idle), ..batch(0.5) };
-    let (mut governor, now) = struck(idle, batch(0.5), vec![blamed(1, 40)]);
-    let ends = (1..1_000).find(|tick| {
-        let groups = vec![web(1, 0), idle, batch(0.5)];
-        let node = Snapshot { taken_at: now + TICK * *tick, steal: Some(0.0), groups, ..Snapshot::default() };
-        governor.decide(&node).restraints.is_empty()
-    });
-    assert!(ends.is_some_and(|tick| (600..610).contains(&tick)), "{ends:?}");
-}
-
-/// What is told of two BE groups that both can yield, the first of which is squeezed, after so many ticks more.
-fn told(governor: &mut Governor, now: Duration, (total, slow): (u64, u64), blame: Vec<Blame>) -> Plan {
-    let idle = GroupSnapshot { levers: batch(0.5).levers.with(Lever::Idle), ..batch(0.5) };
-    let groups = vec![web(total, slow), idle, idle];
-    let node = Snapshot { taken_at: now, steal: Some(0.0), groups, blame, ..Snapshot::default() };
-    governor.decide(&node).clone()
-}
-
-#[test]
-fn a_squeeze_whose_trouble_comes_back_as_soon_as_it_ends_lasts_twice_as_long() {
-    let idle = GroupSnapshot { levers: batch(0.5).levers.with(Lever::Idle), ..batch(0.5) };
-    let (mut governor, mut now) = struck(idle, idle, vec![blamed(1, 40)]);
-    let mut lasted = Vec::new();
-    for pause in [1, 1, 4_000, 1] {
-        let began = now;
-        // The load changes now and then: what is waited for is not begun anew.
-        for total in [40, 10].into_iter().flat_map(|total| [total; 300]).cycle() {
-            now += TICK;
-            assert!(now < began + Duration::from_mins(10), "{lasted:?}");
-            if told(&mut governor, now, (total, 0), Vec::new()).restraints.is_empty() {
-                break;
-            }
-        }
-        lasted.push(now.saturating_sub(began).as_secs() / 60);
-        for _ in 0..pause {
-            now += TICK;
-            told(&mut governor, now, (8, 0), Vec::new());
-        }
-        now += TICK;
-        told(&mut governor, now, (8, 6), vec![blamed(1, 40)]);
-    }
-    assert_eq!(lasted, [1, 2, 4, 1]);
-}
-
-#[test]
-fn somebody_else_who_is_blamed_joins_a_squeeze_that_takes_nothing_but_rank() {
-    let idle = GroupSnapshot { levers: batch(0.5).levers.with(Lever::Idle), ..batch(0.5) };
-    let (mut governor, now) = struck(idle, idle, vec![blamed(1, 40)]);
-    let who = |plan: &Plan| plan.restraints.iter().map(|(id, held)| (*id, held.idle)).collect::<Vec<_>>();
-    assert_eq!(who(&governor.plan), [(GroupId(1), true)]);
-    let plan = told(&mut governor, now + TICK, (8, 6), vec![blamed(2, 40)]);
-    assert_eq!(who(&plan), [(GroupId(1), true), (GroupId(2), true)], "{plan:?}");
-    assert!(plan.restraints.values().all(|held| held.quota.is_none()), "{plan:?}");
 }
