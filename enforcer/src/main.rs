@@ -1,6 +1,12 @@
 //! The `enforcer` command.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    io::{IsTerminal as _, stderr},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand};
 use enforcer::{
@@ -221,8 +227,10 @@ struct Place {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let log = tracing_subscriber::fmt().with_env_filter(log_filter());
+    // Files and `kubectl logs` would keep colours as noise.
+    let log = if stderr().is_terminal() { log } else { log.with_ansi(false) };
     // Whoever reads the log may end: that is no reason to end as well.
-    log.with_writer(std::io::stderr).log_internal_errors(false).with_target(false).init();
+    log.with_writer(stderr).log_internal_errors(false).with_target(false).init();
     // A small program gains nothing from huge pages, and one alone would double its memory.
     rustix::thread::disable_transparent_huge_pages(true).ok();
     match cli.command {

@@ -275,6 +275,7 @@ pub fn without_state() -> Result<()> {
     let log = scene.files.log()?;
     ensure!(status.is_some_and(|status| status.code() == Some(2)), "{status:?}");
     ensure!(log.contains("was removed while this enforcer ran"), "{log}");
+    ensure!(!log.contains('\u{1b}'), "a file got colours:\n{log}");
     ensure!(scene.be.cpu_limit()? == owners, "{}", scene.be.cpu_limit()?);
     Ok(())
 }
