@@ -9,15 +9,8 @@ use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use clap::builder::PossibleValuesParser;
 use enforcer_rig::{
-    agent::Agent,
-    antagonist::Antagonist,
-    arrivals::Profile,
-    cast,
-    client::Load,
-    interrupt,
-    process::{Process, built, piped, workload_in},
-    sandbox::Sandbox,
-    work::monotonic,
+    agent::Agent, antagonist::Antagonist, arrivals::Profile, cast, client::Load, interrupt, process::built,
+    sandbox::Sandbox, work::monotonic,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -39,7 +32,8 @@ struct Scene {
     name: &'static str,
     be_shares: u32,
     rate_hz: f64,
-    spin_us: u64,
+    /// What each request costs LS.
+    spin: Duration,
     slo: Duration,
     /// CPUs that LS's own quota allows it.
     ls_quota: Option<f64>,
@@ -52,7 +46,7 @@ const SCENES: [Scene; 4] = [
         name: "steady",
         be_shares: 4 * cast::LS_SHARES,
         rate_hz: 1_000.0,
-        spin_us: 800,
+        spin: Duration::from_micros(800),
         slo: Duration::from_millis(5),
         ls_quota: None,
         levers: None,
@@ -61,7 +55,7 @@ const SCENES: [Scene; 4] = [
         name: "steady_by_quota",
         be_shares: 4 * cast::LS_SHARES,
         rate_hz: 1_000.0,
-        spin_us: 800,
+        spin: Duration::from_micros(800),
         slo: Duration::from_millis(5),
         ls_quota: None,
         levers: Some("quota"),
@@ -71,7 +65,7 @@ const SCENES: [Scene; 4] = [
         name: "own_quota",
         be_shares: cast::BE_SHARES,
         rate_hz: 600.0,
-        spin_us: 800,
+        spin: Duration::from_micros(800),
         slo: Duration::from_millis(5),
         ls_quota: Some(0.3),
         levers: None,
@@ -81,7 +75,7 @@ const SCENES: [Scene; 4] = [
         name: "own_load",
         be_shares: cast::BE_SHARES,
         rate_hz: 150.0,
-        spin_us: 4_000,
+        spin: Duration::from_millis(4),
         slo: Duration::from_millis(3),
         ls_quota: None,
         levers: None,
@@ -157,10 +151,7 @@ impl Scene {
         if let Some(cores) = self.ls_quota {
             ls.set_cpu_limit(cores, QUOTA_PERIOD)?;
         }
-        let mut command = workload_in(&ls)?;
-        command.args(["serve", "--steps", "0", "--memory-mib", "1", "--spin-us", &self.spin_us.to_string()]);
-        let mut server = Process::start("the LS server", piped(&mut command))?;
-        let address = server.first_line()?.parse()?;
+        let (mut server, address) = cast::computing_server(&ls, self.spin)?;
         let mut client = cast::client(address, &Load::open_loop(Profile::constant(self.rate_hz), 24 * 3600))?;
         let watch = Watch::new(&be)?;
         let free = watch.look()?.limits;

@@ -4,6 +4,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -26,8 +27,20 @@ pub const BE_SHARES: u32 = 2;
 /// # Errors
 /// Where it does not start.
 pub fn server(group: &Group) -> Result<(Process, SocketAddr)> {
+    serving(group, &[])
+}
+
+/// The rig's own server that computes for so long for each request, whatever BE does to its caches, and where it listens.
+///
+/// # Errors
+/// Where it does not start.
+pub fn computing_server(group: &Group, spin: Duration) -> Result<(Process, SocketAddr)> {
+    serving(group, &["--steps", "0", "--memory-mib", "1", "--spin-us", &spin.as_micros().to_string()])
+}
+
+fn serving(group: &Group, cost: &[&str]) -> Result<(Process, SocketAddr)> {
     let mut command = workload_in(group)?;
-    let mut server = Process::start("the LS server", piped(command.arg("serve")))?;
+    let mut server = Process::start("the LS server", piped(command.arg("serve").args(cost)))?;
     let address = server.first_line()?.parse()?;
     Ok((server, address))
 }

@@ -8,17 +8,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     process::{Pid, Signal, kill_process},
 };
 
-use crate::sandbox::Group;
+use crate::{interrupt, sandbox::Group};
 
 /// How long to wait for output before looking whether to go on.
 const LOOK_UP: Duration = Duration::from_millis(200);
+/// A server that has said nothing for so long does not start.
+const SILENT: Duration = Duration::from_mins(1);
 
 /// A child that is killed and reaped when dropped.
 #[derive(Debug)]
@@ -52,9 +54,14 @@ impl Process {
     /// The first line that the child prints, such as the address it listens on. Its standard output must be piped.
     ///
     /// # Errors
-    /// Where the child ends or prints nothing.
+    /// Where the child ends, prints nothing for a minute, or this process is to end.
     pub fn first_line(&mut self) -> Result<String> {
         let output = self.child.stdout.take().context("BUG: standard output is not piped")?;
+        let until = Instant::now() + SILENT;
+        while !is_readable(&output, LOOK_UP)? {
+            interrupt::check()?;
+            ensure!(Instant::now() < until, "{} has said nothing for {SILENT:?}", self.name);
+        }
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line)?;
         if line.is_empty() {
@@ -71,7 +78,7 @@ impl Process {
         let output = self.child.stdout.take().context("BUG: standard output is not piped")?;
         let text = std::io::read_to_string(output)?;
         let status = self.child.wait()?;
-        anyhow::ensure!(status.success(), "{} failed: {status}", self.name);
+        ensure!(status.success(), "{} failed: {status}", self.name);
         Ok(text)
     }
 

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::SocketAddr,
     process::Stdio,
     thread::sleep,
     time::{Duration, Instant},
@@ -10,7 +9,8 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use enforcer_rig::{
-    process::{Process, piped, workload, workload_in},
+    cast,
+    process::{Process, workload, workload_in},
     sandbox::{Group, Sandbox},
 };
 use enforcer_tests::{
@@ -40,10 +40,7 @@ impl Scene {
     pub fn new(name: &str) -> Result<Self> {
         let sandbox = Sandbox::new("enforcer-test")?;
         let (ls, be) = (sandbox.group("ls", 1024)?, sandbox.group("be", 4096)?);
-        let mut command = workload_in(&ls)?;
-        command.args(["serve", "--steps", "0", "--memory-mib", "1", "--spin-us", "800"]);
-        let mut server = Process::start("the server", piped(&mut command))?;
-        let address: SocketAddr = server.first_line()?.parse()?;
+        let (server, address) = cast::computing_server(&ls, Duration::from_micros(800))?;
         let mut command = workload()?;
         command.args(["load", "--to", &address.to_string(), "--rate", "400", "--seconds", "3600"]);
         let client = Process::start("the client", command.stdin(Stdio::null()).stdout(Stdio::null()))?;

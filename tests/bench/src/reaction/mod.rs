@@ -14,7 +14,7 @@ use enforcer_rig::{
     cast,
     client::Load,
     interrupt,
-    process::{Process, built, piped, workload_in},
+    process::built,
     sandbox::{Group, Sandbox},
     work::monotonic,
 };
@@ -40,7 +40,7 @@ const RULE_TURN: usize = 5;
 const BE_SHARES: u32 = 4 * cast::LS_SHARES;
 /// Requests per second, each 800 us of computing: two fifths of two CPUs.
 const RATE_HZ: f64 = 1_000.0;
-const SPIN_US: u64 = 800;
+const SPIN: Duration = Duration::from_micros(800);
 /// What LS was promised: what it keeps without BE.
 const LATENCY_SLO: Duration = Duration::from_millis(4);
 const WAIT_SLO: Duration = Duration::from_millis(2);
@@ -54,10 +54,7 @@ pub fn run(args: &Args) -> Result<Value> {
     let sandbox = Sandbox::new("enforcer-reaction")?;
     let ls = sandbox.group("ls", cast::LS_SHARES)?;
     let be = sandbox.group("be", BE_SHARES)?;
-    let mut command = workload_in(&ls)?;
-    command.args(["serve", "--steps", "0", "--memory-mib", "1", "--spin-us", &SPIN_US.to_string()]);
-    let mut server = Process::start("the LS server", piped(&mut command))?;
-    let address = server.first_line()?.parse()?;
+    let (mut server, address) = cast::computing_server(&ls, SPIN)?;
     let mut client = cast::client(address, &Load::open_loop(Profile::constant(RATE_HZ), 24 * 3600))?;
     let stage = Stage::new(&be, scratch.path())?;
 
