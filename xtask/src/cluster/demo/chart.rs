@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use enforcer_rig::{agent, cluster::Cluster};
 use serde_json::{Value, json};
 
@@ -27,6 +27,8 @@ const PORT: u16 = 9317;
 const NOWHERE: &str = "enforcer.dev/nowhere";
 /// For Helm to see everything ready, or gone.
 const HELM_PATIENCE: &str = "3m";
+const FREE_THE_PLACE: &str =
+    "what the tests installed, or another demo, has to go first: `cargo xtask cluster down`";
 const PATIENCE: Duration = Duration::from_mins(2);
 
 /// An installed one. It is uninstalled when dropped.
@@ -40,17 +42,16 @@ pub struct Chart<'a> {
 impl<'a> Chart<'a> {
     /// Installs it, and waits until everything is ready. Agents lend CPU up to `reclaim` percent of what the node has.
     pub fn install(cluster: &'a Cluster, helm: &Path, reclaim: u32) -> Result<Self> {
-        let chart = Self { cluster, helm: helm.to_owned(), is_installed: true };
+        let mut chart = Self { cluster, helm: helm.to_owned(), is_installed: false };
+        // What somebody else installed must not be uninstalled in the end.
+        ensure!(!chart.is_there()?, "the chart is installed already; {FREE_THE_PLACE}");
+        chart.is_installed = true;
         let path = cluster.paths.tree.join("etc/values.json");
         fs::write(&path, values(reclaim).to_string())?;
         let mut command = chart.helm("install");
         command.arg(root().join(CHART)).args(["--create-namespace", "--wait", "--values"]).arg(path);
         run_quietly(&mut command).with_context(|| {
-            format!(
-                "the chart cannot be installed; what the tests installed, or another demo, has to go first: \
-                 `cargo xtask cluster down`\n{}",
-                chart.complaint()
-            )
+            format!("the chart cannot be installed; {FREE_THE_PLACE}\n{}", chart.complaint())
         })?;
         Ok(chart)
     }
@@ -92,6 +93,14 @@ impl<'a> Chart<'a> {
 
     fn agents(&self) -> Result<Vec<Pod>> {
         Pod::all(self.cluster, NAMESPACE, AGENTS)
+    }
+
+    /// Whether Helm has a record of it.
+    fn is_there(&self) -> Result<bool> {
+        let selector = format!("--selector=owner=helm,name={RELEASE}");
+        let records =
+            self.cluster.ask(&["get", "secrets", "--namespace", NAMESPACE, &selector, "--output=name"])?;
+        Ok(!records.trim().is_empty())
     }
 
     fn helm(&self, verb: &str) -> Command {

@@ -74,7 +74,9 @@ fn make(draft: &Path) -> Result<()> {
     let begun = Instant::now();
     fs::create_dir_all(draft)?;
     let root = draft.join("root");
-    let mut debootstrap = Command::new("debootstrap");
+    // It mounts /proc and /sys in there: what is broken off must not leave them behind, nor what it had started.
+    let mut debootstrap = Command::new("unshare");
+    debootstrap.args(["--mount", "--pid", "--fork", "--kill-child", "debootstrap"]);
     debootstrap.args(["--variant=minbase", &format!("--include={DEBIAN_PACKAGES}"), DEBIAN]).arg(&root);
     run_patiently(&format!("{what}: Debian with Java"), &mut debootstrap, &draft.join("debootstrap.log"))?;
 
