@@ -51,7 +51,7 @@ pub struct Outcome {
     /// Of everybody else on the node, the client included.
     pub other_cores: f64,
     /// In enforcer's cells.
-    pub agent: Option<AgentCost>,
+    pub agent: Option<AgentAccount>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,10 +61,13 @@ pub struct Window {
     pub p99_us: f64,
 }
 
+/// What the agent told of itself in the end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct AgentCost {
+pub struct AgentAccount {
     pub cores: f64,
     pub resident_bytes: u64,
+    /// Whether it has held BE back at any time.
+    pub held_back: bool,
     /// The last reason that it gave.
     pub explanation: String,
 }

@@ -19,11 +19,11 @@ use enforcer_rig::{
     sandbox::{Group, Sandbox},
     work::Work,
 };
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
     policy::Policy,
-    record::{AgentCost, Key, Outcome, Settings, Window},
+    record::{AgentAccount, Key, Outcome, Settings, Window},
 };
 
 use crate::{
@@ -56,6 +56,12 @@ struct Status {
     uptime_seconds: f64,
     agent_cpu_seconds: Option<f64>,
     agent_resident_bytes: Option<u64>,
+}
+
+/// As much of `/v1/decisions` as is needed here.
+#[derive(Deserialize)]
+struct Decision {
+    changes: Vec<IgnoredAny>,
 }
 
 impl Stage {
@@ -122,13 +128,13 @@ impl Stage {
         follow(begun, begun + warm_up + seconds, suppressor.as_mut())?;
         let (to, work_after) = read()?;
         let report: Report = serde_json::from_str(&client.output()?)?;
-        let cost = agent.as_mut().map(cost).transpose()?;
+        let account = agent.as_mut().map(account).transpose()?;
         agent.map_or(Ok(()), |agent| agent.end(Some(&be_group)))?;
         anyhow::ensure!(
             antagonist.is_none_or(|mut antagonist| antagonist.is_running()),
             "BE ended by itself"
         );
-        Ok(outcome(&report, to.usage_since(from), work_after - work_before, cost))
+        Ok(outcome(&report, to.usage_since(from), work_after - work_before, account))
     }
 
     /// The agent is promised the number that the client is judged by. It sees latency in the kernel, a little less than the
@@ -198,18 +204,20 @@ fn follow(begun: Instant, until: Instant, mut suppressor: Option<&mut Suppressor
     }
 }
 
-fn cost(agent: &mut Agent) -> Result<AgentCost> {
+fn account(agent: &mut Agent) -> Result<AgentAccount> {
     agent.check()?;
     let status: Status = agent.status()?;
     let seconds = status.agent_cpu_seconds.context("the agent does not know its CPU time")?;
-    Ok(AgentCost {
+    let decisions: Vec<Decision> = agent.get("/v1/decisions")?;
+    Ok(AgentAccount {
         cores: seconds / status.uptime_seconds,
         resident_bytes: status.agent_resident_bytes.unwrap_or_default(),
+        held_back: decisions.iter().any(|decision| !decision.changes.is_empty()),
         explanation: status.explanation,
     })
 }
 
-fn outcome(report: &Report, usage: Usage, be_work: u64, agent: Option<AgentCost>) -> Outcome {
+fn outcome(report: &Report, usage: Usage, be_work: u64, agent: Option<AgentAccount>) -> Outcome {
     let windows = report.long_windows.iter().map(|window| Window {
         requests: window.requests,
         slow: window.slow,

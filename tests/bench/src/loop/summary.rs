@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     policy::Policy,
-    record::{Cell, Record},
+    record::{AgentAccount, Cell, Record},
     scenario::Scenario,
 };
 
@@ -30,6 +30,8 @@ pub struct Summary {
     pub be_cores: Spread,
     /// In enforcer's cells: the agent's own cost.
     pub agent_cores: Option<Spread>,
+    /// In enforcer's cells: rounds in which it held BE back at any time.
+    pub held_back: Option<usize>,
 }
 
 impl Summary {
@@ -43,8 +45,8 @@ impl Summary {
         let met = |cell: &Cell| cell.outcome.windows.iter().filter(|window| window.p99_us <= slo_us).count();
         let requests: u64 = cells.iter().map(|cell| cell.outcome.requests).sum();
         let slow: u64 = cells.iter().map(|cell| cell.outcome.slow).sum();
-        let agent_cores: Option<Vec<f64>> =
-            cells.iter().map(|cell| Some(cell.outcome.agent.as_ref()?.cores)).collect();
+        let agents: Option<Vec<&AgentAccount>> =
+            cells.iter().map(|cell| cell.outcome.agent.as_ref()).collect();
         Some(Self {
             policy,
             rounds: cells.len(),
@@ -60,7 +62,8 @@ impl Summary {
             }),
             be_work: over_rounds(&|cell| cell.outcome.be_work),
             be_cores: over_rounds(&|cell| cell.outcome.be_cores),
-            agent_cores: agent_cores.map(Spread::of),
+            agent_cores: agents.as_ref().map(|agents| Spread::of(agents.iter().map(|agent| agent.cores))),
+            held_back: agents.map(|agents| agents.iter().filter(|agent| agent.held_back).count()),
         })
     }
 

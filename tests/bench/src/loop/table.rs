@@ -65,6 +65,17 @@ fn write_scenario(
             "  NOTE    LS misses the SLO even alone: something else disturbs it, and what follows says little"
         )?;
     }
+    for summary in &comparison.summaries {
+        if let Some(held_back) = summary.held_back {
+            let Summary { policy, rounds, .. } = summary;
+            let therefore = if held_back == 0 {
+                ": beside stock weights it only costs what the agent does, and the rest is noise"
+            } else {
+                ""
+            };
+            writeln!(text, "  {policy} held BE back in {held_back} of {rounds} rounds{therefore}")?;
+        }
+    }
     for judgement in judgements {
         writeln!(text, "  {:<7} {}: {}", judgement.verdict, judgement.target.title(), judgement.why)?;
     }
