@@ -25,7 +25,7 @@ const SIZE: (u32, u32) = (760, 400);
 /// A policy in a plot: BE work across, what LS got upwards, in percent.
 struct Point {
     label: String,
-    /// Where the label begins, in pixels from the point: the static sweep below, so that it does not hide the others.
+    /// Where the label begins, in pixels from the point.
     label_at: (i32, i32),
     colour: RGBColor,
     across: Spread,
@@ -54,7 +54,7 @@ fn section(comparison: &Comparison<'_>, judgements: &[Judgement]) -> Result<Stri
     let points = |upwards: fn(&Summary) -> Spread| -> Vec<Point> {
         let point = |summary: &Summary| Point {
             label: label(summary.policy),
-            label_at: if matches!(summary.policy, Policy::Static(_)) { (8, 3) } else { (8, -13) },
+            label_at: label_at(summary.policy),
             colour: colour(summary.policy),
             across: summary.be_work.scaled(if stock > 0.0 { 100.0 / stock } else { 0.0 }),
             upwards: upwards(summary).scaled(100.0),
@@ -73,7 +73,12 @@ fn section(comparison: &Comparison<'_>, judgements: &[Judgement]) -> Result<Stri
     ] {
         section += &svg(SIZE, |area| draw(area, title, top, &points))?;
     }
-    section += &format!("</div>\n<pre>{}</pre>\n", escape(&table::scenario(comparison, judgements)));
+    // Sentences are wrapped, tables are not.
+    section += &format!("</div>\n<pre>{}</pre>\n<ul>\n", escape(&table::scenario(comparison, &[])));
+    for Judgement { verdict, target, why, .. } in judgements {
+        section += &format!("<li><b>{verdict}</b> {}: {}</li>\n", target.title(), escape(why));
+    }
+    section += "</ul>\n";
     Ok(section)
 }
 
@@ -81,6 +86,15 @@ fn label(policy: Policy) -> String {
     match policy {
         Policy::Static(quota) => format!("{} %, {} ms", quota.percent, quota.period_ms),
         other => other.to_string(),
+    }
+}
+
+/// In pixels from the point: the static sweep below and enforcer on top, so that neighbours do not hide each other.
+const fn label_at(policy: Policy) -> (i32, i32) {
+    match policy {
+        Policy::Static(_) => (8, 3),
+        Policy::Enforcer => (8, -26),
+        _ => (8, -13),
     }
 }
 
