@@ -39,6 +39,12 @@ fn batch(cores: f64) -> GroupSnapshot {
     GroupSnapshot { cpu_cores: Some(cores), levers, ..GroupSnapshot::default() }
 }
 
+/// A BE group that can yield as well.
+fn yielder(cores: f64) -> GroupSnapshot {
+    let levers = batch(cores).levers.with(Lever::Idle);
+    GroupSnapshot { levers, ..batch(cores) }
+}
+
 /// One LS group and so many BE groups.
 fn groups(be_groups: usize) -> Vec<Group> {
     let group = |name: String, class, slo| Group {

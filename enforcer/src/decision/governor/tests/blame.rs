@@ -37,7 +37,7 @@ fn be_that_ran_while_ls_waited_is_squeezed_at_once_and_nobody_else_is() {
 
 #[test]
 fn the_weakest_lever_is_pulled_first_where_there_is_one() {
-    let idle = GroupSnapshot { levers: batch(0.5).levers.with(Lever::Idle), ..batch(0.5) };
+    let idle = yielder(0.5);
     let (mut governor, now) = struck(idle, batch(0.5), vec![blamed(1, 40)]);
     let restraint = governor.plan.restraints[&GroupId(1)];
     assert_eq!(restraint, Restraint { idle: true, ..Restraint::default() });
@@ -126,7 +126,7 @@ fn a_trial_in_which_the_objective_was_met_does_not_hide_who_struck() {
 
 #[test]
 fn a_squeeze_that_leaves_be_everything_ends_although_little_is_heard() {
-    let idle = GroupSnapshot { levers: batch(0.5).levers.with(Lever::Idle), ..batch(0.5) };
+    let idle = yielder(0.5);
     let (mut governor, now) = struck(idle, batch(0.5), vec![blamed(1, 40)]);
     let ends = (1..1_000).find(|tick| {
         let groups = vec![web(1, 0), idle, batch(0.5)];
@@ -138,7 +138,7 @@ fn a_squeeze_that_leaves_be_everything_ends_although_little_is_heard() {
 
 /// What is told of two BE groups that both can yield, the first of which is squeezed, after so many ticks more.
 fn told(governor: &mut Governor, now: Duration, (total, slow): (u64, u64), blame: Vec<Blame>) -> Plan {
-    let idle = GroupSnapshot { levers: batch(0.5).levers.with(Lever::Idle), ..batch(0.5) };
+    let idle = yielder(0.5);
     let groups = vec![web(total, slow), idle, idle];
     let node = Snapshot { taken_at: now, steal: Some(0.0), groups, blame, ..Snapshot::default() };
     governor.decide(&node).clone()
@@ -146,7 +146,7 @@ fn told(governor: &mut Governor, now: Duration, (total, slow): (u64, u64), blame
 
 #[test]
 fn a_squeeze_whose_trouble_comes_back_as_soon_as_it_ends_lasts_twice_as_long() {
-    let idle = GroupSnapshot { levers: batch(0.5).levers.with(Lever::Idle), ..batch(0.5) };
+    let idle = yielder(0.5);
     let (mut governor, mut now) = struck(idle, idle, vec![blamed(1, 40)]);
     let mut lasted = Vec::new();
     for pause in [1, 1, 4_000, 1] {
@@ -172,7 +172,7 @@ fn a_squeeze_whose_trouble_comes_back_as_soon_as_it_ends_lasts_twice_as_long() {
 
 #[test]
 fn somebody_else_who_is_blamed_joins_a_squeeze_that_takes_nothing_but_rank() {
-    let idle = GroupSnapshot { levers: batch(0.5).levers.with(Lever::Idle), ..batch(0.5) };
+    let idle = yielder(0.5);
     let (mut governor, now) = struck(idle, idle, vec![blamed(1, 40)]);
     let who = |plan: &Plan| plan.restraints.iter().map(|(id, held)| (*id, held.idle)).collect::<Vec<_>>();
     assert_eq!(who(&governor.plan), [(GroupId(1), true)]);

@@ -6,7 +6,7 @@ use super::*;
 /// tick. What was planned, each reason once in a row.
 fn yields(seconds: u32, slow: impl Fn(u32, Restraint) -> u64) -> Vec<Plan> {
     let mut governor = governor(&groups(1), Mode::Enforce);
-    let idle = GroupSnapshot { levers: batch(WANTS_CORES).levers.with(Lever::Idle), ..batch(WANTS_CORES) };
+    let idle = yielder(WANTS_CORES);
     let mut plans: Vec<Plan> = vec![Plan::default()];
     let mut restraint = Restraint::default();
     for tick in 1..=seconds * 10 {
@@ -53,7 +53,7 @@ fn trouble_that_be_has_no_part_in_makes_it_yield_hardly_ever() {
     assert!(!labels(&plans).contains(&"squeeze"));
     // What is known to be its own quota costs BE nothing at all.
     let mut governor = governor(&groups(1), Mode::Enforce);
-    let idle = GroupSnapshot { levers: batch(1.2).levers.with(Lever::Idle), ..batch(1.2) };
+    let idle = yielder(1.2);
     for tick in 1..=50 {
         let throttled = GroupSnapshot { throttled: Some(0.3), ..web(100, 20) };
         let groups = vec![throttled, idle];
@@ -70,7 +70,7 @@ fn trouble_that_be_has_no_part_in_makes_it_yield_hardly_ever() {
 #[test]
 fn stalls_that_be_has_no_part_in_do_not_make_it_yield_for_ever() {
     let mut governor = governor(&groups(1), Mode::Enforce);
-    let idle = GroupSnapshot { levers: batch(WANTS_CORES).levers.with(Lever::Idle), ..batch(WANTS_CORES) };
+    let idle = yielder(WANTS_CORES);
     let yielded = (1..=12_000).filter(|tick| {
         let plan = governor.decide(&Snapshot {
             taken_at: TICK * *tick,
@@ -88,7 +88,7 @@ fn stalls_that_be_has_no_part_in_do_not_make_it_yield_for_ever() {
 /// requests are.
 fn yields_with(cores: f64, cpu_waits: f64, slow: u64) -> u32 {
     let mut governor = governor(&groups(1), Mode::Enforce);
-    let idle = GroupSnapshot { levers: batch(WANTS_CORES).levers.with(Lever::Idle), ..batch(WANTS_CORES) };
+    let idle = yielder(WANTS_CORES);
     let mut yielded = 0;
     let mut yields = false;
     for tick in 1..=300 {
@@ -158,7 +158,7 @@ fn an_objective_that_is_given_up_takes_its_yielding_along_also_from_anothers_tri
     let all = groups(1);
     let slo = Slo { run_queue_wait_p99: Some(Duration::from_millis(1)), ..all[0].slo };
     let mut governor = governor(&[Group { slo, ..all[0].clone() }, all[1].clone()], Mode::Enforce);
-    let idle = GroupSnapshot { levers: batch(WANTS_CORES).levers.with(Lever::Idle), ..batch(WANTS_CORES) };
+    let idle = yielder(WANTS_CORES);
     let mut ticks = 0;
     let mut run_until = |governor: &mut Governor, reason: &str, requests: u64, waits: u64| {
         for _ in 0..100 {
