@@ -210,7 +210,7 @@ fn report(record: &mut Record, page: &Path) -> Result<()> {
         comparisons.iter().map(|comparison| (comparison.scenario, verdict::judge(comparison))).collect();
     println!("\n{}", table::heading(record));
     for (comparison, (_, judgements)) in comparisons.iter().zip(&verdicts) {
-        println!("{}", table::scenario(comparison, judgements));
+        println!("{}{}", table::scenario(comparison), table::judgements(judgements));
     }
     print!("{}", table::verdicts(&verdicts));
     fs::write(page, page::render(record, &comparisons, &verdicts)?)

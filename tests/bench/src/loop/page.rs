@@ -74,7 +74,7 @@ fn section(comparison: &Comparison<'_>, judgements: &[Judgement]) -> Result<Stri
         section += &svg(SIZE, |area| draw(area, title, top, &points))?;
     }
     // Sentences are wrapped, tables are not.
-    section += &format!("</div>\n<pre>{}</pre>\n<ul>\n", escape(&table::scenario(comparison, &[])));
+    section += &format!("</div>\n<pre>{}</pre>\n<ul>\n", escape(&table::scenario(comparison)));
     for Judgement { verdict, target, why, .. } in judgements {
         section += &format!("<li><b>{verdict}</b> {}: {}</li>\n", target.title(), escape(why));
     }

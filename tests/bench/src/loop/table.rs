@@ -29,17 +29,21 @@ pub fn heading(record: &Record) -> String {
 }
 
 /// One scenario.
-pub fn scenario(comparison: &Comparison<'_>, judgements: &[Judgement]) -> String {
+pub fn scenario(comparison: &Comparison<'_>) -> String {
     let mut text = String::new();
-    write_scenario(&mut text, comparison, judgements).expect("BUG: writing to a string");
+    write_scenario(&mut text, comparison).expect("BUG: writing to a string");
     text
 }
 
-fn write_scenario(
-    text: &mut String,
-    comparison: &Comparison<'_>,
-    judgements: &[Judgement],
-) -> std::fmt::Result {
+/// What became of each promise in it.
+pub fn judgements(judgements: &[Judgement]) -> String {
+    let line = |Judgement { verdict, target, why, .. }: &Judgement| {
+        format!("  {verdict:<7} {}: {why}\n", target.title())
+    };
+    judgements.iter().map(line).collect()
+}
+
+fn write_scenario(text: &mut String, comparison: &Comparison<'_>) -> std::fmt::Result {
     let Scenario { be, .. } = comparison.scenario;
     writeln!(text, "{}: SLO {:.2} ms", comparison.scenario, comparison.slo_us / 1e3)?;
     writeln!(
@@ -65,19 +69,15 @@ fn write_scenario(
             "  NOTE    LS misses the SLO even alone: something else disturbs it, and what follows says little"
         )?;
     }
-    for summary in &comparison.summaries {
-        if let Some(held_back) = summary.held_back {
-            let Summary { policy, rounds, .. } = summary;
-            let therefore = if held_back == 0 {
-                ": beside stock weights it only costs what the agent does, and the rest is noise"
-            } else {
-                ""
-            };
-            writeln!(text, "  {policy} held BE back in {held_back} of {rounds} rounds{therefore}")?;
-        }
-    }
-    for judgement in judgements {
-        writeln!(text, "  {:<7} {}: {}", judgement.verdict, judgement.target.title(), judgement.why)?;
+    if let Some(Summary { policy, rounds, held_back: Some(held_back), .. }) =
+        comparison.of_policy(Policy::Enforcer)
+    {
+        let therefore = if *held_back == 0 {
+            ": beside stock weights it only costs what the agent does, and the rest is noise"
+        } else {
+            ""
+        };
+        writeln!(text, "  {policy} held BE back in {held_back} of {rounds} rounds{therefore}")?;
     }
     Ok(())
 }
