@@ -42,10 +42,9 @@ pub struct Chart<'a> {
 impl<'a> Chart<'a> {
     /// Installs it, and waits until everything is ready. Agents lend CPU up to `reclaim` percent of what the node has.
     pub fn install(cluster: &'a Cluster, helm: &Path, reclaim: u32) -> Result<Self> {
-        let mut chart = Self { cluster, helm: helm.to_owned(), is_installed: false };
         // What somebody else installed must not be uninstalled in the end.
-        ensure!(!chart.is_there()?, "the chart is installed already; {FREE_THE_PLACE}");
-        chart.is_installed = true;
+        ensure!(!is_recorded(cluster)?, "the chart is installed already; {FREE_THE_PLACE}");
+        let chart = Self { cluster, helm: helm.to_owned(), is_installed: true };
         let path = cluster.paths.tree.join("etc/values.json");
         fs::write(&path, values(reclaim).to_string())?;
         let mut command = chart.helm("install");
@@ -95,14 +94,6 @@ impl<'a> Chart<'a> {
         Pod::all(self.cluster, NAMESPACE, AGENTS)
     }
 
-    /// Whether Helm has a record of it.
-    fn is_there(&self) -> Result<bool> {
-        let selector = format!("--selector=owner=helm,name={RELEASE}");
-        let records =
-            self.cluster.ask(&["get", "secrets", "--namespace", NAMESPACE, &selector, "--output=name"])?;
-        Ok(!records.trim().is_empty())
-    }
-
     fn helm(&self, verb: &str) -> Command {
         let mut command = Command::new(&self.helm);
         command.args([verb, RELEASE, "--namespace", NAMESPACE, "--timeout", HELM_PATIENCE]);
@@ -136,6 +127,13 @@ impl Drop for Chart<'_> {
             println!("the chart stays installed");
         }
     }
+}
+
+/// Whether Helm has a record of it.
+fn is_recorded(cluster: &Cluster) -> Result<bool> {
+    let selector = format!("--selector=owner=helm,name={RELEASE}");
+    let records = cluster.ask(&["get", "secrets", "--namespace", NAMESPACE, &selector, "--output=name"])?;
+    Ok(!records.trim().is_empty())
 }
 
 /// What suits a node of two CPUs that has its images already.
