@@ -195,7 +195,7 @@ impl Hold {
             return Verdict::Keep;
         }
         self.bands.failed(self.share, now);
-        // One step too far: back to what worked. Otherwise conditions got worse: in proportion, because with long periods
+        // One step too far: back to what worked. Otherwise conditions got worse: in proportion, because under a quota
         // BE runs at full speed for its share of the time.
         let worst =
             self.evidence.values().filter_map(|evidence| evidence.tally.share()).fold(ALLOWED, f64::max);

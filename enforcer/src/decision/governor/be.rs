@@ -9,16 +9,16 @@ use crate::{
     units::{MilliCores, whole_unsigned},
 };
 
-/// The period of quotas against what BE does to caches and memory. Measured: for the same mean, bursts that are kept
-/// together hurt LS least; with 10 ms every request meets one and the cache never recovers.
-const PERIOD_US: u64 = 1_000_000;
+/// The period of quotas against what BE does to caches and memory. Measured: for the same mean, a burst that lasts longer than
+/// the objective makes everyone slow who comes meanwhile, and with some milliseconds the cache never recovers.
+const CACHE_PERIOD_US: u64 = 50_000;
 /// Against what BE does on the CPUs. There every burst keeps LS waiting for as long as it lasts, so they must be short.
 const CPU_PERIOD_US: u64 = 10_000;
 /// As kubelet has it, where nothing speaks for another one.
 const KUBELETS_PERIOD_US: u64 = 100_000;
 /// "Stopped" in a trial: the smallest quota in the longest period, 0.1 % of one CPU. Quicker to end than a freeze, and
 /// no harm if the agent dies.
-pub const STOPPED: Restraint = Restraint::quota(CpuLimit { quota_us: Some(1_000), period_us: PERIOD_US });
+pub const STOPPED: Restraint = Restraint::quota(CpuLimit { quota_us: Some(1_000), period_us: 1_000_000 });
 /// A quota is never used up to the last slice; this much more keeps the mean at the floor.
 const FLOOR_MARGIN: f64 = 1.05;
 /// Of the memory that it used, BE always keeps so much: taking more would only make it thrash.
@@ -157,8 +157,8 @@ impl BeGroup {
         let mean = MilliCores::from_cores(self.floor_kept() + share * self.above_floor());
         // Not so short that the kernel's least quota would be more than the mean.
         let least_us = QUOTA_MIN_US * 1_000 / u64::from(mean.0.max(1));
-        let period_us = if cause == Cause::BeCpu { CPU_PERIOD_US.max(least_us) } else { PERIOD_US };
-        Some(CpuLimit::of(mean, period_us))
+        let period_us = if cause == Cause::BeCpu { CPU_PERIOD_US } else { CACHE_PERIOD_US };
+        Some(CpuLimit::of(mean, period_us.max(least_us)))
     }
 }
 
@@ -172,4 +172,22 @@ pub fn are_below_floors<'a>(groups: impl Iterator<Item = &'a BeGroup>) -> bool {
         waits += group.waits;
     }
     usage < wanted * NEARLY && waits > wanted - usage
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quota_keeps_its_mean_where_its_period_would_be_too_short_for_the_least_one() {
+        let mut be = BeGroup::new(GroupId(0));
+        be.set_floor(MilliCores(10));
+        for cause in [Cause::BeCpu, Cause::BeCache] {
+            let cores = be.quota(0.0, cause).and_then(CpuLimit::cores).unwrap();
+            assert!((0.010..0.012).contains(&cores), "{cause:?}: {cores}");
+        }
+        be.set_floor(MilliCores(200));
+        let periods = [Cause::BeCpu, Cause::BeCache].map(|cause| be.quota(0.0, cause).unwrap().period_us);
+        assert_eq!(periods, [CPU_PERIOD_US, CACHE_PERIOD_US]);
+    }
 }

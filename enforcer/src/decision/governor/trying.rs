@@ -222,8 +222,8 @@ impl Usage {
     }
 }
 
-/// What BE may keep at first, by what stopping it showed. With long periods BE runs at full speed for its share of the
-/// time, so the slow share lies on the line between that without BE and that with all of it.
+/// What BE may keep at first, by what stopping it showed. Under a quota BE runs at full speed for its share of the time, so the
+/// slow share lies on the line between that without BE and that with all of it.
 fn first_share(effect: Effect) -> f64 {
     let (Some(with_be), Some(without_be)) = (effect.with_be.share(), effect.without_be.share()) else {
         return 0.0;
