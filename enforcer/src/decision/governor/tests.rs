@@ -45,6 +45,11 @@ fn yielder(cores: f64) -> GroupSnapshot {
     GroupSnapshot { levers, ..batch(cores) }
 }
 
+/// These groups on a node of which the hypervisor takes nothing.
+fn seen(taken_at: Duration, groups: Vec<GroupSnapshot>) -> Snapshot {
+    Snapshot { taken_at, steal: Some(0.0), groups, ..Snapshot::default() }
+}
+
 /// One LS group and so many BE groups.
 fn groups(be_groups: usize) -> Vec<Group> {
     let group = |name: String, class, slo| Group {
@@ -86,12 +91,7 @@ impl Node {
             self.slow += slow(be_cores) / 10.0;
             let whole = Duration::from_secs_f64(self.slow).as_secs();
             self.slow -= whole as f64;
-            let node = Snapshot {
-                taken_at: TICK * self.ticks,
-                steal: Some(0.0),
-                groups: vec![web(100, whole), batch(be_cores)],
-                ..Snapshot::default()
-            };
+            let node = seen(TICK * self.ticks, vec![web(100, whole), batch(be_cores)]);
             let plan = self.governor.decide(&node);
             let limit = plan.restraints.get(&GroupId(1)).and_then(|restraint| restraint.quota);
             self.changes += u32::from(limit != self.limit);
@@ -251,9 +251,7 @@ fn of_two_be_groups_only_the_harmful_one_is_squeezed() {
         let (harmless, harmful) = (cores(1, 0.9), cores(2, 0.6));
         let slow = if harmful > 0.3 { 5 } else { 0 };
         let groups = vec![web(100, slow), batch(harmless), batch(harmful)];
-        plan = governor
-            .decide(&Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, ..Snapshot::default() })
-            .clone();
+        plan = governor.decide(&seen(TICK * tick, groups)).clone();
     }
     assert!(matches!(plan.reason, Reason::Squeeze { .. }), "{plan:?}");
     assert_eq!(plan.restraints.keys().collect::<Vec<_>>(), [&GroupId(2)]);
@@ -280,13 +278,7 @@ fn trouble_of_its_own_making_gets_its_verdict_and_no_lasting_squeeze() {
         let own = Blame { victim: GroupId(0), culprit: Culprit::Group(GroupId(0)), waited: TICK };
         let throttled = GroupSnapshot { throttled: Some(0.3), ..web(100, 20) };
         let groups = vec![throttled, batch(1.2)];
-        let node = Snapshot {
-            taken_at: TICK * tick,
-            steal: Some(0.0),
-            groups,
-            blame: vec![own],
-            ..Snapshot::default()
-        };
+        let node = Snapshot { blame: vec![own], ..seen(TICK * tick, groups) };
         last = governor.decide(&node).clone();
         squeezed += u32::from(matches!(last.reason, Reason::Squeeze { .. }));
     }
@@ -322,7 +314,7 @@ fn be_that_takes_the_memory_that_ls_stalls_for_gets_less_of_it() {
             ..GroupSnapshot::default()
         };
         let groups = vec![stalled, hog, batch(0.5)];
-        let node = Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, ..Snapshot::default() };
+        let node = seen(TICK * tick, groups);
         plan = governor.decide(&node).clone();
     }
     let restraint = plan.restraints[&GroupId(1)];
@@ -338,7 +330,7 @@ fn an_objective_that_is_to_be_learned_counts_from_when_it_is() {
     let mut decide = |tick, learned: Option<Duration>| {
         let learned = Learned { request_latency: learned, run_queue_wait: None };
         let groups = vec![GroupSnapshot { learned, ..web(100, 20) }, batch(1.2)];
-        let node = Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, ..Snapshot::default() };
+        let node = seen(TICK * tick, groups);
         governor.decide(&node).reason.label()
     };
     for tick in 1..100 {
@@ -367,7 +359,7 @@ fn a_be_that_was_not_stopped_in_its_trial_is_not_called_harmless() {
     let mut governor = governor(&groups(1), Mode::Enforce);
     let decide = |tick: u32| {
         let groups = vec![web(100, 5), batch(WANTS_CORES)];
-        let node = Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, ..Snapshot::default() };
+        let node = seen(TICK * tick, groups);
         governor.decide(&node).clone()
     };
     let plans: Vec<_> = (1..300).map(decide).collect();
@@ -397,13 +389,7 @@ fn a_rule_of_utilisation_holds_be_within_what_it_leaves() {
         for tick in 1..=30 {
             let taken_at = governor.taken_at + TICK * tick.min(1);
             let groups = vec![web(100, 0), batch(1.2), batch(0.4)];
-            governor.decide(&Snapshot {
-                taken_at,
-                steal: Some(0.0),
-                be_cores_max: max,
-                groups,
-                ..Snapshot::default()
-            });
+            governor.decide(&Snapshot { be_cores_max: max, ..seen(taken_at, groups) });
         }
         let cores = |id| governor.plan.restraints.get(&GroupId(id)).and_then(Restraint::cores);
         [cores(1), cores(2)]

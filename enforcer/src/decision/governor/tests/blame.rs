@@ -7,16 +7,10 @@ fn struck(first: GroupSnapshot, second: GroupSnapshot, blame: Vec<Blame>) -> (Go
     let mut governor = governor(&groups(2), Mode::Enforce);
     for tick in 1..=10 {
         let groups = vec![web(100, 0), first, second];
-        governor.decide(&Snapshot { taken_at: TICK * tick, steal: Some(0.0), groups, ..Snapshot::default() });
+        governor.decide(&seen(TICK * tick, groups));
     }
     let now = TICK * 10 + Duration::from_millis(1);
-    governor.decide(&Snapshot {
-        taken_at: now,
-        steal: Some(0.0),
-        groups: vec![web(8, 6), first, second],
-        blame,
-        ..Snapshot::default()
-    });
+    governor.decide(&Snapshot { blame, ..seen(now, vec![web(8, 6), first, second]) });
     (governor, now)
 }
 
@@ -47,13 +41,7 @@ fn the_weakest_lever_is_pulled_first_where_there_is_one() {
         ticks += 1;
         let groups = vec![web(100, 30), idle, batch(0.5)];
         let taken_at = now + TICK * ticks;
-        governor.decide(&Snapshot {
-            taken_at,
-            steal: Some(0.0),
-            groups,
-            blame: vec![blamed(1, 40)],
-            ..Snapshot::default()
-        });
+        governor.decide(&Snapshot { blame: vec![blamed(1, 40)], ..seen(taken_at, groups) });
         assert!(ticks < 10, "{:?}", governor.plan);
     }
 }
@@ -69,13 +57,7 @@ fn a_single_slow_request_never_squeezes() {
     let mut governor = governor(&groups(2), Mode::Enforce);
     for tick in 1..1000 {
         let groups = vec![web(100, 1), batch(0.5), batch(0.5)];
-        let node = Snapshot {
-            taken_at: TICK * tick,
-            steal: Some(0.0),
-            groups,
-            blame: vec![blamed(1, 50)],
-            ..Snapshot::default()
-        };
+        let node = Snapshot { blame: vec![blamed(1, 50)], ..seen(TICK * tick, groups) };
         assert!(governor.decide(&node).restraints.is_empty(), "{tick}");
     }
 }
@@ -86,18 +68,11 @@ fn waits_of_a_busy_past_do_not_hide_who_struck() {
     let own = |ms| Blame { culprit: Culprit::Group(GroupId(0)), ..blamed(0, ms) };
     for tick in 1..=10 {
         let (groups, blame) = (vec![web(100, 0), batch(0.5)], vec![own(80)]);
-        governor.decide(&Snapshot {
-            taken_at: TICK * tick,
-            steal: Some(0.0),
-            groups,
-            blame,
-            ..Snapshot::default()
-        });
+        governor.decide(&Snapshot { blame, ..seen(TICK * tick, groups) });
     }
     let taken_at = TICK * 10 + Duration::from_millis(12);
     let (groups, blame) = (vec![web(10, 5), batch(0.5)], vec![own(9), blamed(1, 30)]);
-    let plan =
-        governor.decide(&Snapshot { taken_at, steal: Some(0.0), groups, blame, ..Snapshot::default() });
+    let plan = governor.decide(&Snapshot { blame, ..seen(taken_at, groups) });
     assert_eq!(plan.reason.label(), "squeeze", "{plan:?}");
 }
 
@@ -119,8 +94,7 @@ fn a_trial_in_which_the_objective_was_met_does_not_hide_who_struck() {
     );
     let taken_at = TICK * node.ticks + Duration::from_millis(12);
     let (groups, blame) = (vec![web(10, 5), batch(0.3)], vec![blamed(1, 30)]);
-    let plan =
-        node.governor.decide(&Snapshot { taken_at, steal: Some(0.0), groups, blame, ..Snapshot::default() });
+    let plan = node.governor.decide(&Snapshot { blame, ..seen(taken_at, groups) });
     assert_eq!(plan.reason.label(), "squeeze", "{plan:?}");
 }
 
@@ -130,7 +104,7 @@ fn a_squeeze_that_leaves_be_everything_ends_although_little_is_heard() {
     let (mut governor, now) = struck(idle, batch(0.5), vec![blamed(1, 40)]);
     let ends = (1..1_000).find(|tick| {
         let groups = vec![web(1, 0), idle, batch(0.5)];
-        let node = Snapshot { taken_at: now + TICK * *tick, steal: Some(0.0), groups, ..Snapshot::default() };
+        let node = seen(now + TICK * *tick, groups);
         governor.decide(&node).restraints.is_empty()
     });
     assert!(ends.is_some_and(|tick| (600..610).contains(&tick)), "{ends:?}");
@@ -140,7 +114,7 @@ fn a_squeeze_that_leaves_be_everything_ends_although_little_is_heard() {
 fn told(governor: &mut Governor, now: Duration, (total, slow): (u64, u64), blame: Vec<Blame>) -> Plan {
     let idle = yielder(0.5);
     let groups = vec![web(total, slow), idle, idle];
-    let node = Snapshot { taken_at: now, steal: Some(0.0), groups, blame, ..Snapshot::default() };
+    let node = Snapshot { blame, ..seen(now, groups) };
     governor.decide(&node).clone()
 }
 

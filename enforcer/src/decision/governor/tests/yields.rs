@@ -12,12 +12,7 @@ fn yields(seconds: u32, slow: impl Fn(u32, Restraint) -> u64) -> Vec<Plan> {
     for tick in 1..=seconds * 10 {
         let cores = restraint.cores().unwrap_or(f64::MAX).min(WANTS_CORES);
         let be = GroupSnapshot { cpu_cores: Some(cores), ..idle };
-        let plan = governor.decide(&Snapshot {
-            taken_at: TICK * tick,
-            steal: Some(0.0),
-            groups: vec![web(100, slow(tick, restraint)), be],
-            ..Snapshot::default()
-        });
+        let plan = governor.decide(&seen(TICK * tick, vec![web(100, slow(tick, restraint)), be]));
         restraint = plan.restraints.get(&GroupId(1)).copied().unwrap_or_default();
         if plans.last().is_some_and(|last| last.reason.label() != plan.reason.label()) {
             plans.push(plan.clone());
@@ -57,12 +52,7 @@ fn trouble_that_be_has_no_part_in_makes_it_yield_hardly_ever() {
     for tick in 1..=50 {
         let throttled = GroupSnapshot { throttled: Some(0.3), ..web(100, 20) };
         let groups = vec![throttled, idle];
-        let plan = governor.decide(&Snapshot {
-            taken_at: TICK * tick,
-            steal: Some(0.0),
-            groups,
-            ..Snapshot::default()
-        });
+        let plan = governor.decide(&seen(TICK * tick, groups));
         assert_ne!(plan.reason.label(), "yield");
     }
 }
@@ -72,12 +62,8 @@ fn stalls_that_be_has_no_part_in_do_not_make_it_yield_for_ever() {
     let mut governor = governor(&groups(1), Mode::Enforce);
     let idle = yielder(WANTS_CORES);
     let yielded = (1..=12_000).filter(|tick| {
-        let plan = governor.decide(&Snapshot {
-            taken_at: TICK * *tick,
-            steal: Some(0.0),
-            groups: vec![web(100, if tick % 30 == 0 { 90 } else { 0 }), idle],
-            ..Snapshot::default()
-        });
+        let plan =
+            governor.decide(&seen(TICK * *tick, vec![web(100, if tick % 30 == 0 { 90 } else { 0 }), idle]));
         plan.reason.label() == "yield"
     });
     let yielded = yielded.count();
@@ -94,12 +80,7 @@ fn yields_with(cores: f64, cpu_waits: f64, slow: u64) -> u32 {
     for tick in 1..=300 {
         let (cores, waits) = if yields { (cores, cpu_waits) } else { (WANTS_CORES, 0.1) };
         let be = GroupSnapshot { cpu_cores: Some(cores), cpu_waits: Some(waits), ..idle };
-        let plan = governor.decide(&Snapshot {
-            taken_at: TICK * tick,
-            steal: Some(0.0),
-            groups: vec![web(100, if yields { slow } else { 5 }), be],
-            ..Snapshot::default()
-        });
+        let plan = governor.decide(&seen(TICK * tick, vec![web(100, if yields { slow } else { 5 }), be]));
         yields = plan.restraints.get(&GroupId(1)).is_some_and(|restraint| restraint.idle);
         yielded += u32::from(yields);
     }
@@ -166,7 +147,7 @@ fn an_objective_that_is_given_up_takes_its_yielding_along_also_from_anothers_tri
             let waits = Some(Tally { total: 100, slow: waits });
             let groups = vec![GroupSnapshot { waits, ..web(100, requests) }, idle];
             let taken_at = TICK * ticks;
-            let node = Snapshot { taken_at, steal: Some(0.0), groups, ..Snapshot::default() };
+            let node = seen(taken_at, groups);
             if governor.decide(&node).reason.label() == reason {
                 return;
             }
