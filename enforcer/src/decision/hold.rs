@@ -1,8 +1,8 @@
 //! How much may BE keep? The search for the largest share that keeps the objectives.
 //!
-//! Goes up while the objectives are surely met, and down as soon as one is surely missed. A share that failed is avoided for
-//! a while, longer each time it fails again, so that at rest nothing moves. What is found is kept by load: see [`Bands`]. One stall
-//! delays hundreds of requests and says nothing of a share: it takes several bad moments to fail.
+//! Goes up while the objectives are surely met and would be with more, and down as soon as one is surely missed. A share that
+//! failed is avoided for a while, longer each time it fails again, so that at rest nothing moves. What is found is kept by load:
+//! see [`Bands`]. One stall delays hundreds of requests and says nothing of a share: it takes several bad moments to fail.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,8 +11,8 @@ use crate::signal::tally::{ALLOWED, Tally};
 
 /// After a change, evidence counts only from here on.
 const SETTLE: Duration = Duration::from_millis(300);
-/// A share is kept at least this long before it is raised.
-const RAISE_AFTER: Duration = Duration::from_secs(1);
+/// A share is kept at least this long before it is raised. Slow requests come in clumps, and a second without any is luck.
+const RAISE_AFTER: Duration = Duration::from_secs(2);
 /// Evidence older than this says little about now: it loses half its weight.
 const FADE: Duration = Duration::from_secs(10);
 /// A moment.
@@ -78,6 +78,10 @@ struct Evidence {
 impl Evidence {
     fn is_surely_missed(self) -> bool {
         self.tally.is_surely_missed() && self.moments.are_surely_bad()
+    }
+
+    fn is_surely_met(self) -> bool {
+        self.tally.is_surely_met() && self.moments.are_surely_good()
     }
 }
 
@@ -186,8 +190,18 @@ impl Hold {
     /// Objectives without any traffic have nothing against more BE.
     fn is_met(&self) -> bool {
         let mut heard =
-            self.evidence.values().map(|evidence| evidence.tally).filter(|tally| tally.total > 0).peekable();
-        heard.peek().is_some() && heard.all(Tally::is_surely_met)
+            self.evidence.values().copied().filter(|evidence| evidence.tally.total > 0).peekable();
+        heard.peek().is_some() && heard.all(Evidence::is_surely_met)
+    }
+
+    /// The slow share of the objective that fares worst.
+    fn worst(&self) -> f64 {
+        self.evidence.values().filter_map(|evidence| evidence.tally.share()).fold(0.0, f64::max)
+    }
+
+    /// The share at which so many would be slow as is aimed at: under a quota BE runs at full speed for its share of the time.
+    fn in_proportion(&self) -> f64 {
+        self.share * AIM * ALLOWED / self.worst()
     }
 
     fn lower(&mut self, now: Duration) -> Verdict {
@@ -195,11 +209,8 @@ impl Hold {
             return Verdict::Keep;
         }
         self.bands.failed(self.share, now);
-        // One step too far: back to what worked. Otherwise conditions got worse: in proportion, because under a quota
-        // BE runs at full speed for its share of the time.
-        let worst =
-            self.evidence.values().filter_map(|evidence| evidence.tally.share()).fold(ALLOWED, f64::max);
-        let lower = self.share * AIM * ALLOWED / worst;
+        // One step too far: back to what worked. Otherwise conditions got worse.
+        let lower = self.in_proportion();
         let lower = if lower < STEP_MIN { 0.0 } else { lower };
         let share = self.raised_from.map_or(lower, |from| from.min(self.share));
         self.change(now, share, None)
@@ -207,11 +218,15 @@ impl Hold {
 
     fn raise(&mut self, now: Duration) -> Verdict {
         let mut next = self.share + (self.share / 2.0).max(RAISE_MIN);
+        // Of what is slow at the floor, nobody knows how much is BE's doing.
+        if self.share > 0.0 {
+            next = next.min(self.in_proportion());
+        }
         if let Some(avoided) = self.bands.avoided(now) {
             next = next.min(f64::midpoint(self.share, avoided));
-            if next < self.share + STEP_MIN / 2.0 {
-                return Verdict::Keep;
-            }
+        }
+        if next < self.share + STEP_MIN / 2.0 {
+            return Verdict::Keep;
         }
         self.change(now, next.min(1.0), Some(self.share))
     }
@@ -229,7 +244,10 @@ impl Hold {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{GroupId, Signal};
+    use crate::{
+        model::{GroupId, Signal},
+        units::whole_unsigned,
+    };
 
     const TICK: Duration = Duration::from_millis(100);
 
@@ -267,6 +285,24 @@ mod tests {
         assert!(at_rest.iter().all(|share| (0.2..=0.4).contains(share)), "{shares:?}");
         let changes = at_rest.windows(2).filter(|pair| (pair[0] - pair[1]).abs() > 1e-9).count();
         assert!(changes <= 2, "{shares:?}");
+    }
+
+    #[test]
+    fn a_share_is_not_raised_to_where_too_many_would_be_slow() {
+        // In proportion: 1.5 % with all of BE.
+        let shares = run(60, |share| whole_unsigned(15.0 * share));
+        assert!(shares.iter().all(|share| *share < 0.55), "{shares:?}");
+        assert!(shares.last() > Some(&0.4), "{shares:?}");
+    }
+
+    #[test]
+    fn clumps_that_are_barely_allowed_are_no_reason_to_raise() {
+        let mut hold = Hold::start(Duration::ZERO, Bands::default(), 0.5);
+        for tick in 1..300 {
+            let slow = if tick % 12 == 0 { 10 } else { 0 };
+            hold.observe(TICK * tick, 1_000.0, one(Tally { total: 100, slow }));
+        }
+        assert!((hold.share() - 0.5).abs() < f64::EPSILON, "{}", hold.share());
     }
 
     #[test]

@@ -65,6 +65,11 @@ impl Stretches {
         self.z() >= Z
     }
 
+    /// Whether fewer are, by more than chance.
+    pub fn are_surely_good(self) -> bool {
+        self.z() <= -Z
+    }
+
     /// Whether more are slow than allowed.
     pub fn are_bad(self) -> bool {
         self.excess > 0.0
