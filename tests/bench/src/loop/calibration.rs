@@ -22,8 +22,8 @@ const SANE_FACTOR: f64 = 10.0;
 const KEEPS_UP_US: f64 = 100_000.0;
 /// Then each of some longer tries must be served, else the rate is lowered, so often at most.
 const LONG_SECONDS: u32 = 6;
-const LOWERED: f64 = 0.85;
-const LOWERINGS: u32 = 8;
+pub const LOWERED: f64 = 0.85;
+pub const LOWERINGS: u32 = 8;
 /// Measurements of LS alone.
 const TIMES: u32 = 3;
 /// At most, of a window that the SLO is judged by.
@@ -67,19 +67,13 @@ pub fn sane_hz(alone: impl Fn(&Load) -> Result<Report>) -> Result<f64> {
     )
 }
 
-/// So many times the p99 of LS alone at a rate: the median of three windows.
-pub fn slo_us(stage: &Stage, rate: f64) -> Result<f64> {
+/// So many times the p99 of LS alone at a rate: the median of three windows. `None`: it does not keep up with it.
+pub fn slo_us(stage: &Stage, rate: f64) -> Result<Option<f64>> {
     let seconds = stage.settings.seconds.min(WINDOW_SECONDS);
     let p99_us = |time: u32| {
         let load = Load { seed: u64::from(time) + 1, ..Load::open_loop(Profile::constant(rate), seconds) };
         Ok(stage.alone(&load)?.p99_us)
     };
-    let alone = Spread::of((0..TIMES).map(p99_us).collect::<Result<Vec<_>>>()?);
-    ensure!(
-        alone.median <= KEEPS_UP_US,
-        "LS alone does not keep up with {rate:.0} requests/s (p99 {:.0} ms): something else keeps the node busy, or \
-         --capacity is too high; run it again with --fresh when the node is calm",
-        alone.median / 1e3
-    );
-    Ok(alone.median * stage.settings.slo_factor)
+    let alone = Spread::of((0..TIMES).map(p99_us).collect::<Result<Vec<_>>>()?).median;
+    Ok((alone <= KEEPS_UP_US).then_some(alone * stage.settings.slo_factor))
 }

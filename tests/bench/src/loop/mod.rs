@@ -22,7 +22,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use enforcer_rig::{interrupt, process::built, progress::Progress};
 use serde_json::json;
 
@@ -145,22 +145,44 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Finds out what the record does not hold yet, once for all policies: they are judged by the same numbers.
 fn calibrate(stage: &Stage, matrix: &Matrix, record: &mut Record, json: &Path) -> Result<f64> {
-    let capacity_hz = match record.capacity_hz {
-        Some(capacity_hz) => capacity_hz,
-        None => calibration::sane_hz(|load| stage.alone(load))?,
-    };
-    record.capacity_hz = Some(capacity_hz);
-    println!("the node serves {capacity_hz:.0} requests/s with LS alone");
-    for percent in matrix.slo_percents() {
-        let slo_us = match record.slo_us.get(&percent) {
-            Some(slo_us) => *slo_us,
-            None => calibration::slo_us(stage, capacity_hz * f64::from(percent) / 100.0)?,
+    let given_hz = record.capacity_hz;
+    let mut capacity_hz = given_hz.map_or_else(|| calibration::sane_hz(|load| stage.alone(load)), Ok)?;
+    for _ in 0..=calibration::LOWERINGS {
+        println!("the node serves {capacity_hz:.0} requests/s with LS alone");
+        record.capacity_hz = Some(capacity_hz);
+        let Some(percent) = promise(stage, matrix, record, json)? else { return Ok(capacity_hz) };
+        let rate = capacity_hz * f64::from(percent) / 100.0;
+        ensure!(
+            given_hz.is_none(),
+            "LS alone does not keep up with {rate:.0} requests/s: something else keeps the node busy, or --capacity is too \
+             high; run it again with --fresh when the node is calm"
+        );
+        // A good moment of the host was taken for the node's strength.
+        println!("LS alone does not keep up with {rate:.0} requests/s: once more with less");
+        capacity_hz *= calibration::LOWERED;
+        record.slo_us.clear();
+    }
+    bail!(
+        "LS alone does not keep up with any load that was tried: something else keeps the node busy, or its host does; run \
+         it again with --fresh when the node is calm"
+    )
+}
+
+/// Makes the SLOs that the record does not hold yet. The load, in percent, that LS alone does not keep up with, if any.
+fn promise(stage: &Stage, matrix: &Matrix, record: &mut Record, json: &Path) -> Result<Option<u32>> {
+    let capacity_hz = record.capacity_hz.expect("BUG: an SLO without a capacity");
+    // The greatest first: if one is too much, it is.
+    for percent in matrix.slo_percents().into_iter().rev() {
+        let known = record.slo_us.get(&percent).copied();
+        let measure = || calibration::slo_us(stage, capacity_hz * f64::from(percent) / 100.0);
+        let Some(slo_us) = known.map_or_else(measure, |slo_us| Ok(Some(slo_us)))? else {
+            return Ok(Some(percent));
         };
         record.slo_us.insert(percent, slo_us);
         record.save(json)?;
         println!("SLO at {percent} %: {:.2} ms", slo_us / 1e3);
     }
-    Ok(capacity_hz)
+    Ok(None)
 }
 
 /// Runs what the record does not hold yet.
