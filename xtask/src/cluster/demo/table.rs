@@ -30,7 +30,7 @@ fn write(text: &mut String, results: &Results) -> std::fmt::Result {
     )?;
     writeln!(
         text,
-        "  {:<22} {:>18} {:>18} {:>20} {:>17} {:>17} {:>10} {:>9} {:>10}",
+        "  {:<22} {:>18} {:>22} {:>20} {:>17} {:>17} {:>10} {:>9} {:>10}",
         "",
         "LS p50 ms",
         "LS p99 ms",
@@ -64,7 +64,7 @@ fn write_phase(text: &mut String, results: &Results, phase: Phase) -> std::fmt::
     };
     writeln!(
         text,
-        "  {:<22} {:>18} {:>18} {:>20} {:>17} {:>17} {:>10.2} {:>9.1} {:>10}",
+        "  {:<22} {:>18} {:>22} {:>20} {:>17} {:>17} {:>10.2} {:>9.1} {:>10}",
         phase.title(),
         spread(|run| run.client.p50_us, 1e-3).to_string(),
         spread(|run| run.client.p99_us, 1e-3).to_string(),
