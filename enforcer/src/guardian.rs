@@ -24,6 +24,8 @@ use crate::{
 
 /// How often the guardian looks.
 const LOOK: Duration = Duration::from_millis(50);
+/// How often it puts back what an agent that hangs has in force.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// What the guardian was told on the command line.
 #[derive(Clone, Debug)]
@@ -103,8 +105,8 @@ struct Watch<'a> {
     options: &'a Options,
     mounts: Mounts,
     lease: Lease,
-    /// The beat after which nothing was heard any more, once that was acted upon.
-    last_words: Option<Duration>,
+    /// The beat after which nothing was heard any more, and when that was last acted upon.
+    last_words: Option<(Duration, Duration)>,
 }
 
 impl<'a> Watch<'a> {
@@ -127,15 +129,21 @@ impl<'a> Watch<'a> {
             Err(err @ journal::Error::Garbled { .. }) => return Ok(Found::Dead(Err(err.into()))),
             Err(err) => return Err(err.into()),
         }
-        let beat = self.lease.beat()?;
-        let is_late = clock::monotonic().saturating_sub(beat) > self.options.watchdog;
-        if is_late && self.last_words != Some(beat) {
-            self.lease.revoke()?;
+        let (beat, now) = (self.lease.beat()?, clock::monotonic());
+        if now.saturating_sub(beat) <= self.options.watchdog {
+            return Ok(Found::Alive);
+        }
+        let acted_at = self.last_words.filter(|(words, _)| *words == beat).map(|(_, acted_at)| acted_at);
+        // Stopped within a tick and let go on for a moment, it wrote the rest of that tick: no new beat tells of it.
+        if acted_at.is_none_or(|acted_at| now >= acted_at + AGAIN) {
+            if acted_at.is_none() {
+                self.lease.revoke()?;
+            }
             report(
                 "the agent hangs",
                 journal::restore_over_its_head(&self.options.state_dir, &self.mounts)?,
             )?;
-            self.last_words = Some(beat);
+            self.last_words = Some((beat, now));
         }
         Ok(Found::Alive)
     }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::key::Key;
 use crate::cgroup::{
     hierarchy::{Hierarchy, Mounts},
-    setting::{self, Knob, Setting, SettingFile},
+    setting::{self, Knob, Priority, Setting, SettingFile},
 };
 
 const FILE: &str = "journal.jsonl";
@@ -129,9 +129,12 @@ impl Entry {
     }
 
     /// Whether `found` can be there without anybody else having written. On v1 a quota is two files, and a crash between
-    /// the two writes leaves a mixture.
+    /// the two writes leaves a mixture. One after `cpu.idle` was undone leaves the weight that the kernel gives then.
     pub fn knows(&self, found: &Setting) -> bool {
         let known = [&self.owner, &self.ours, &self.before];
+        if *found == Setting::Priority(Priority::by_default(self.hierarchy)) {
+            return known.contains(&found) || known.contains(&&Setting::Priority(Priority::Idle));
+        }
         let Setting::Quota(found) = found else { return known.contains(&found) };
         let mut quotas = known.into_iter().filter_map(|known| match known {
             Setting::Quota(limit) => Some(limit),

@@ -223,6 +223,26 @@ fn what_a_killed_agent_left_is_restored_from_the_journal() {
     assert_eq!(host.journal().restore(&host.mounts()).unwrap().written, 0, "only once");
 }
 
+/// The kernel gives the default weight when `cpu.idle` is undone; who was killed then has not put the owner's back.
+#[test]
+fn idle_that_was_half_undone_ends_in_the_owners_weight() {
+    let host = Host::new(&["batch"]);
+    let file = |name: &str| host.root.path().join("v2/batch").join(name);
+    for (name, owners) in [("cpu.idle", "0"), ("cpu.weight", "7")] {
+        fs::write(file(name), owners).unwrap();
+    }
+    let mut actuator = host.actuator();
+    let (directory, setting) = (host.directory("batch"), Setting::Priority(Priority::Idle));
+    actuator.apply(host.now, &[Target { directory: Cow::Borrowed(&directory), setting, below: Vec::new() }]);
+    let left = fs::read(host.root.path().join("run/journal.jsonl")).unwrap();
+    drop(actuator);
+    fs::write(file("cpu.weight"), "100").unwrap();
+    fs::write(host.root.path().join("run/journal.jsonl"), left).unwrap();
+
+    let restored = host.journal().restore(&host.mounts()).unwrap();
+    assert_eq!((restored.written, fs::read_to_string(file("cpu.weight")).unwrap().as_str()), (1, "7"));
+}
+
 /// systemd does that where no unit needs the controller any more.
 #[test]
 fn a_limit_goes_with_the_controller() {

@@ -42,6 +42,12 @@ pub fn of(group: GroupId, meter: &Meter, mounts: &Mounts) -> Levers {
     if mounts.v2.is_some() && all(Hierarchy::V2, &|directory| has(mounts, directory, "cgroup.freeze")) {
         levers = levers.with(Lever::Freeze);
     }
+    // On hybrid hosts the controller is on v1, whose limits end in OOM kills.
+    if let Some(hierarchy) = mounts.memory_hierarchy()
+        && all(hierarchy, &|directory| has(mounts, directory, "memory.high"))
+    {
+        levers = levers.with(Lever::Memory);
+    }
     levers
 }
 

@@ -41,7 +41,7 @@ impl CpuLimitFile {
 
     /// Puts a limit in force. On v1 there are two files, written in the order in which the limit between the two writes is
     /// the tighter one, or none; a period that stands already is not written, for each write takes the kernel a walk over
-    /// all CPUs (`tg_set_cfs_bandwidth`).
+    /// all CPUs (`tg_set_cfs_bandwidth`). Where the second is refused, the first is undone: half a limit is nobody's wish.
     ///
     /// # Errors
     /// As for [`CpuLimitFile::read`], and [`Error::Refused`].
@@ -55,11 +55,16 @@ impl CpuLimitFile {
             if limit.period_us == period_us {
                 self.controller.set_cfs_quota(quota)
             } else if limit.quota_us.is_none() || limit.period_us < period_us {
+                let before = self.controller.cfs_quota()?;
                 self.controller.set_cfs_quota(quota)?;
-                self.controller.set_cfs_period(limit.period_us)
+                self.controller.set_cfs_period(limit.period_us).inspect_err(|_| {
+                    self.controller.set_cfs_quota(before).ok();
+                })
             } else {
                 self.controller.set_cfs_period(limit.period_us)?;
-                self.controller.set_cfs_quota(quota)
+                self.controller.set_cfs_quota(quota).inspect_err(|_| {
+                    self.controller.set_cfs_period(period_us).ok();
+                })
             }
         };
         write().map_err(|err| self.explain(&err, Some(limit)))

@@ -95,6 +95,16 @@ pub enum Priority {
     Weight(u64),
 }
 
+impl Priority {
+    /// What the kernel gives a directory that is made, and one that is idle no longer (`sched_group_set_idle`).
+    pub const fn by_default(hierarchy: Hierarchy) -> Self {
+        match hierarchy {
+            Hierarchy::V2 => Self::Weight(100),
+            Hierarchy::V1Cpu | Hierarchy::V1Cpuset | Hierarchy::V1Memory => Self::Weight(1024),
+        }
+    }
+}
+
 impl Setting {
     /// What it is a value for.
     pub const fn knob(&self) -> Knob {

@@ -51,6 +51,26 @@ pub fn idle() -> Result<()> {
     Ok(())
 }
 
+/// What the kernel forgets when a directory is idle, the guardian knows.
+pub fn killed_while_idle() -> Result<()> {
+    let mut scene = Scene::new("idle-kill")?;
+    let owners = weight(&scene.be)?;
+    let mut took = Vec::new();
+    for _ in 0..rounds() {
+        let mut agent = Agent::start(&scene.files, &scene.policy_with("idle"), &[])?;
+        scene.start_antagonist()?;
+        agent.wait_for("BE runs idle only", |_| Ok(text(&scene.be, "cpu.idle")? == "1"))?;
+        let begun = Instant::now();
+        agent.process.signal(Signal::KILL)?;
+        let both = || Ok(format!("{} {}", text(&scene.be, "cpu.idle")?, weight(&scene.be)?));
+        took.push(wait_until_back(begun, &format!("0 {owners}"), both)?);
+        agent.process.terminate(PATIENCE)?;
+        scene.antagonist = None;
+    }
+    report(&took);
+    Ok(())
+}
+
 /// Sees whether a group is frozen, as quickly as reading a file goes, and remembers for how long at most.
 fn watch_freezes(file: &Path, until: &AtomicBool) -> Vec<Duration> {
     let mut freezes = Vec::new();

@@ -10,7 +10,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use enforcer::{
-    model::Restraint,
+    cgroup::{
+        hierarchy::Hierarchy,
+        setting::{Knob, Setting, SettingFile},
+    },
+    model::{CpuLimit, Restraint},
     report::{
         history::{Change, Decision},
         status::{DurationsStatus, Origin},
@@ -156,11 +160,12 @@ pub fn guardian_after_stop() -> Result<()> {
     let mut took = Vec::new();
     for _ in 0..rounds() {
         let before = revocations(&agent)?;
-        let mut begun = Instant::now();
+        let (mut begun, mut limit) = (Instant::now(), String::new());
         agent.wait_for("the agent is stopped while BE is limited", |agent| {
             begun = Instant::now();
             agent.process.signal(Signal::STOP)?;
-            let is_limited = scene.be.cpu_limit()? != owners;
+            limit = scene.be.cpu_limit()?;
+            let is_limited = limit != owners;
             if !is_limited {
                 // It let BE go by itself, as in every other window of a trial.
                 agent.process.signal(Signal::CONT)?;
@@ -168,9 +173,14 @@ pub fn guardian_after_stop() -> Result<()> {
             Ok(is_limited)
         })?;
         let restored = scene.wait_until_restored(&owners, begun);
+        // As the rest of a tick would have it that goes on for a moment only.
+        let again = restored.and_then(|first| {
+            scene.set_limit(&limit)?;
+            Ok([first, scene.wait_until_restored(&owners, Instant::now())?])
+        });
         // A limit that was on its way when the agent was stopped comes late, and must go as well.
         agent.process.signal(Signal::CONT)?;
-        took.push(restored?);
+        took.extend(again?);
         agent.wait_for("the agent knows", |agent| Ok(revocations(agent)? > before))?;
     }
     agent.stop()?;
@@ -325,6 +335,24 @@ pub fn v1_children() -> Result<()> {
     agent.stop()?;
     ensure!(childs()?.trim() == "150000", "the child's limit is {} after SIGTERM", childs()?);
     ensure!(scene.ls.cpu_limit()?.starts_with("-1"), "LS was limited");
+    Ok(())
+}
+
+/// Below a parent with half a CPU: the first half of this limit is taken, the second refused.
+pub fn refused_v1() -> Result<()> {
+    let sandbox = Sandbox::new("enforcer-test")?;
+    let group = sandbox.group("be", 1024)?;
+    group.set_cpu_limit(0.5, Duration::from_millis(100))?;
+    let pod = group.cpu_directory().join("pod");
+    fs::create_dir(&pod)?;
+    let file = SettingFile::new(Hierarchy::V1Cpu, pod.clone(), Knob::Quota);
+    let before = file.read()?;
+    let refused = CpuLimit { quota_us: Some(25_500), period_us: 50_000 };
+    let error = file.write(&Setting::Quota(refused)).err().context("more than the parent has was allowed")?;
+    let after = file.read()?;
+    fs::remove_dir(&pod)?;
+    println!("{error}");
+    ensure!(after == before, "{before} before, {after} after");
     Ok(())
 }
 

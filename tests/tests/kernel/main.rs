@@ -155,10 +155,16 @@ fn agent_trials() -> Vec<Trial> {
             &[Root, Probes, V1Cpu, TwoCpus],
             limits::v1_children,
         ),
+        trial("a_v1_limit_that_is_refused_is_not_left_half_written", &[Root, V1Cpu], limits::refused_v1),
         trial(
             "be_runs_idle_only_and_gets_its_weight_back",
             &[Root, Probes, TwoCpus, RealCpus, CpuIdle],
             levers::idle,
+        ),
+        trial(
+            "be_gets_its_weight_back_when_the_agent_is_killed_while_it_is_idle",
+            &[Root, Probes, TwoCpus, RealCpus, CpuIdle],
+            levers::killed_while_idle,
         ),
         trial(
             "a_blamed_be_is_frozen_for_a_moment_and_squeezed",
@@ -211,6 +217,11 @@ fn memory_trials() -> Vec<Trial> {
             "the_agent_tells_who_stalls_for_memory_and_for_whom",
             &[Root, Probes, Memory, Psi],
             memory::told_by_the_agent,
+        ),
+        trial(
+            "be_that_takes_the_memory_that_ls_stalls_for_is_held_back_and_let_go",
+            &[Root, Probes, MemoryV2],
+            memory::held_back_by_the_agent,
         ),
         trial(
             "memory_high_is_lowered_without_waiting_for_reclaim_and_put_back",

@@ -1,6 +1,7 @@
 //! Want of memory: stalls, OOM kills, and who uses what.
 
 use std::{
+    fs,
     path::Path,
     process::Stdio,
     time::{Duration, Instant},
@@ -26,7 +27,10 @@ use enforcer_rig::{
 };
 use enforcer_tests::agent::{Agent, Files, PATIENCE};
 
-use crate::waits::{key, load};
+use crate::{
+    memory_high,
+    waits::{key, load},
+};
 
 const VICTIM: u32 = 1;
 const CULPRIT_LS: u32 = 3;
@@ -202,6 +206,56 @@ pub fn direct_reclaim() -> Result<()> {
     );
     ensure!(stalls.count > 0 && stalls.ns > 0, "{stalls:?}");
     ensure!(kills == 1, "{kills} OOM kills counted by the {by}");
+    Ok(())
+}
+
+/// Writes files of so many blocks of 64 KiB in memory, over and over; those that `forgets` it removes.
+fn writer(group: &Group, directory: &Path, blocks: u32, forgets: bool) -> Result<Process> {
+    let (directory, forgets) = (directory.display(), if forgets { "rm" } else { ":" });
+    let script = format!(
+        "mkdir -p {directory}; i=0; while :; do f={directory}/$i; i=$((i+1)); \
+         dd if=/dev/zero of=$f bs=65536 count={blocks} 2>/dev/null; {forgets} $f; done"
+    );
+    let mut command = workload_in(group)?;
+    command.args(["exec", "/bin/sh", "-c", &script]);
+    Process::start("a writer", command.stdin(Stdio::null()).stdout(Stdio::null()))
+}
+
+/// LS stalls at a limit above both while BE takes in ever more: BE is held back by its memory, and gets it back.
+pub fn held_back_by_the_agent() -> Result<()> {
+    let sandbox = Sandbox::new("enforcer-test")?;
+    let (ls, be) = (sandbox.memory_group("ls", 1024)?, sandbox.memory_group("be", 1024)?);
+    let high = be.memory_directory().join("memory.high");
+    fs::write(&high, memory_high::OWNERS)?;
+    let held = || -> Result<String> { Ok(fs::read_to_string(&high)?.trim().to_owned()) };
+    let files = Files::new("held")?;
+    let policy = format!(
+        "groups:\n- name: web\n  class: LS\n  cgroups: [{0}/ls]\n  slo: {{ memoryStall: {{ share: 0.01% }} }}\n\
+         - name: batch\n  class: BE\n  cgroups: [{0}/be]\n",
+        sandbox.path()
+    );
+    let mut agent = Agent::start(&files, &policy, &[])?;
+    let available = "enforcer_lever_available{group=\"batch\",lever=\"memory\"}";
+    agent.wait_for("the lever is there", |agent| Ok(agent.metric(available)? > 0.0))?;
+
+    let both = ls.memory_directory().parent().context("no sandbox")?.to_owned();
+    let _grower = writer(&be, &files.path().join("be"), 16, false)?;
+    let _ls = writer(&ls, &files.path().join("ls"), 16, true)?;
+    let seen = agent.wait_for("BE may use less memory", |_| {
+        // Always just reached: the kernel puts who is far above it to sleep rather than have it reclaim.
+        let used = fs::read_to_string(both.join("memory.current"))?;
+        fs::write(both.join("memory.high"), used.trim())?;
+        Ok(held()? != memory_high::OWNERS)
+    });
+    seen.with_context(|| {
+        let status = agent.get("/v1/status").map_or_else(|err| format!("{err:#}"), |(_, status)| status);
+        format!("the agent's word: {status}\nand its log:\n{}", files.log().unwrap_or_default())
+    })?;
+    agent.wait_for("the agent says so", |agent| Ok(agent.status()?.reason == "squeeze"))?;
+    println!("{} bytes: {}", held()?, agent.status()?.explanation);
+    fs::write(both.join("memory.high"), "max")?;
+    agent.stop()?;
+    ensure!(held()? == memory_high::OWNERS, "{} is left in force", held()?);
     Ok(())
 }
 

@@ -29,7 +29,7 @@ use rustix::process::Signal;
 use crate::memory::{hog, wait_until};
 
 /// Not the kernel's default, so that restoring the default would be noticed.
-const OWNERS: &str = "1073741824";
+pub const OWNERS: &str = "1073741824";
 /// No whole number of pages: the kernel rounds.
 const WANTED: u64 = (48 << 20) + 123;
 const HIGH: &str = "50331648";

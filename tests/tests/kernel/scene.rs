@@ -73,6 +73,17 @@ impl Scene {
         self.be.cpu_limit()
     }
 
+    /// Puts back a limit that was read.
+    pub fn set_limit(&self, limit: &str) -> Result<()> {
+        let directory = self.be.cpu_directory();
+        if directory.join("cpu.max").exists() {
+            return Ok(fs::write(directory.join("cpu.max"), limit)?);
+        }
+        let (quota, period) = limit.split_once(' ').context("no limit")?;
+        fs::write(directory.join("cpu.cfs_quota_us"), quota)?;
+        Ok(fs::write(directory.join("cpu.cfs_period_us"), period)?)
+    }
+
     /// Waits until the owner's quota is back. How long it took.
     pub fn wait_until_restored(&self, owners: &str, begun: Instant) -> Result<Duration> {
         wait_until_back(begun, owners, || self.be.cpu_limit())

@@ -16,7 +16,7 @@ use crate::{
         hold::{Hold, Verdict},
         plan::{Objective, Proof},
     },
-    model::{GroupId, Lever, Snapshot},
+    model::{GroupId, Lever, Signal, Snapshot},
 };
 
 /// An LS group of which nothing but stolen time is heard for so long keeps nobody squeezed: whether BE is the cause cannot be seen
@@ -25,14 +25,22 @@ const SPOILT: Duration = Duration::from_mins(1);
 /// Of the memory that may be taken from BE, it keeps so much at first.
 const MEMORY_FIRST: f64 = 0.5;
 
+/// Whom the kernel names, and what is missed for it.
+#[derive(Debug)]
+pub struct Blamed {
+    watched: Objective,
+    who: Vec<GroupId>,
+    proof: Proof,
+}
+
 impl Governor {
     /// The kernel itself saw what BE did while the victim waited: no trial is needed.
     pub(super) fn blame(&mut self, watched: Objective) -> Option<Squeeze> {
-        let (who, proof) = self.blamed(watched)?;
-        Some(self.squeeze_blamed(watched, who, proof))
+        let blamed = self.blamed(watched)?;
+        Some(self.squeeze_blamed(blamed))
     }
 
-    fn blamed(&self, watched: Objective) -> Option<(Vec<GroupId>, Proof)> {
+    pub(super) fn blamed(&self, watched: Objective) -> Option<Blamed> {
         let objective = &self.objectives[&watched];
         let (cause, evidence) = objective.cause(|group| self.class(group));
         match cause {
@@ -40,18 +48,18 @@ impl Governor {
                 let mut who = objective.culprits(self.be.keys().copied());
                 who.retain(|id| self.be[id].can_be_held_back());
                 let proof = Proof::Blame { waited_for_be: evidence.waited_for_be };
-                (!who.is_empty()).then_some((who, proof))
+                (!who.is_empty()).then_some(Blamed { watched, who, proof })
             }
             Cause::BeMemory => {
                 let who: Vec<GroupId> = objective.memory_user.into_iter().collect();
                 let can = who.iter().all(|id| self.be[id].has(Lever::Memory));
-                can.then_some((who, Proof::Memory))
+                can.then_some(Blamed { watched, who, proof: Proof::Memory })
             }
             _ => None,
         }
     }
 
-    fn squeeze_blamed(&mut self, watched: Objective, who: Vec<GroupId>, proof: Proof) -> Squeeze {
+    pub(super) fn squeeze_blamed(&mut self, Blamed { watched, who, proof }: Blamed) -> Squeeze {
         if proof == Proof::Memory {
             return self.squeeze(watched, who, proof, MEMORY_FIRST);
         }
@@ -67,7 +75,18 @@ impl Governor {
     /// BE that was proven to be the cause lately, and runs, need not be tried again.
     pub(super) fn remember(&mut self, watched: Objective) -> Option<Squeeze> {
         let now = self.taken_at;
-        let victim = &self.objectives[&watched].workload;
+        let objective = &self.objectives[&watched];
+        let victim = &objective.workload;
+        // What is known to have another cause is no reason to suspect whom it once suffered from.
+        let (cause, _) = objective.cause(|group| self.class(group));
+        let is_anothers = match cause {
+            Cause::OwnQuota | Cause::Steal => true,
+            Cause::OwnLoad | Cause::OtherLs | Cause::System => watched.signal == Signal::MemoryStall,
+            Cause::BeCpu | Cause::BeCache | Cause::BeMemory | Cause::Unknown => false,
+        };
+        if is_anothers {
+            return None;
+        }
         let found = self.learned.iter().find_map(|learned| {
             let is_it = learned.is_of(victim, watched.signal) && learned.is_fresh(now);
             let who = if is_it { self.members(&learned.culprits) } else { Vec::new() };
@@ -129,10 +148,9 @@ impl Governor {
         if self.search(&mut squeeze, node, spoilt) == Verdict::Release {
             return self.release(squeeze);
         }
-        if !spoilt && let Some((watched, who, proof)) = self.blamed_besides(&squeeze) {
-            let yields = squeeze.yields;
-            self.release(squeeze);
-            return Phase::Squeeze(self.squeeze_blamed(watched, who, proof).beside(yields));
+        let those: &[GroupId] = if squeeze.is_of_memory() { &[] } else { &squeeze.who };
+        if !spoilt && let Some(blamed) = self.blamed_besides(those, squeeze.yields.is_some()) {
+            return Phase::Squeeze(self.squeeze_besides(squeeze, blamed));
         }
         let can_be_stopped = squeeze.who.iter().any(|id| self.be[id].has(Lever::Quota));
         if !spoilt && can_be_stopped && squeeze.must_be_verified(self.taken_at) {
@@ -143,26 +161,33 @@ impl Governor {
         Phase::Squeeze(squeeze)
     }
 
-    /// While a squeeze takes nothing from BE but its rank: whom the kernel names besides, with those who are squeezed already
-    /// where it may stay at that.
-    fn blamed_besides(&self, squeeze: &Squeeze) -> Option<(Objective, Vec<GroupId>, Proof)> {
-        if squeeze.is_of_memory() || squeeze.hold.share() < 1.0 {
-            return None;
+    /// Whom the kernel names on the CPUs besides those whose CPU something is done about.
+    pub(super) fn blamed_besides(&self, those: &[GroupId], yields: bool) -> Option<Blamed> {
+        let in_trouble = self.in_trouble().filter(|watched| self.may_suspect(*watched, yields));
+        in_trouble
+            .filter_map(|watched| self.blamed(watched))
+            .find(|blamed| blamed.proof != Proof::Memory && blamed.who.iter().any(|id| !those.contains(id)))
+    }
+
+    /// Squeezes them as well: with the share that the others have, or where all may stay at that, by nothing but rank. Memory is
+    /// given back for it.
+    pub(super) fn squeeze_besides(&mut self, squeeze: Squeeze, mut blamed: Blamed) -> Squeeze {
+        let (share, yields) = (squeeze.hold.share(), squeeze.yields);
+        let takes_quota = share < 1.0 && !squeeze.is_of_memory();
+        let is_of_rank = || self.can_all_idle(&blamed.who) && self.can_all_idle(&squeeze.who);
+        if takes_quota || (!squeeze.is_of_memory() && is_of_rank()) {
+            blamed.who.extend(&squeeze.who);
+            blamed.who.sort_unstable();
+            blamed.who.dedup();
         }
-        self.in_trouble().filter(|watched| self.may_suspect(*watched, squeeze.yields.is_some())).find_map(
-            |watched| {
-                let (mut who, proof) = self.blamed(watched)?;
-                if proof == Proof::Memory || who.iter().all(|id| squeeze.who.contains(id)) {
-                    return None;
-                }
-                if self.can_all_idle(&who) && self.can_all_idle(&squeeze.who) {
-                    who.extend(&squeeze.who);
-                    who.sort_unstable();
-                    who.dedup();
-                }
-                Some((watched, who, proof))
-            },
-        )
+        self.release(squeeze);
+        let squeeze = if takes_quota {
+            let Blamed { watched, who, proof } = blamed;
+            self.squeeze(watched, who, proof, share).frozen_at_the_floor(self.taken_at)
+        } else {
+            self.squeeze_blamed(blamed)
+        };
+        squeeze.beside(yields)
     }
 
     /// Whether nobody is there any more who could be held back, or for whom.

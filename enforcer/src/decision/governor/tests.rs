@@ -270,6 +270,22 @@ fn a_cause_that_is_known_is_not_tried_again() {
 }
 
 #[test]
+fn who_was_the_cause_once_is_not_suspected_of_what_ls_does_to_itself() {
+    let mut node = Node::new(Mode::Enforce);
+    node.run(20, WANTS_CORES, harmful);
+    node.run(10, 0.0, |_| 5.0);
+    assert!(node.reasons.contains(&"squeeze") && node.limit.is_none(), "{:?}", node.reasons);
+    let mut squeezed = 0;
+    for tick in 1..300 {
+        let throttled = GroupSnapshot { throttled: Some(0.3), ..web(100, 20) };
+        let groups = vec![throttled, batch(WANTS_CORES)];
+        let reason = node.governor.decide(&seen(TICK * (node.ticks + tick), groups)).reason;
+        squeezed += u32::from(matches!(reason, Reason::Squeeze { .. }));
+    }
+    assert_eq!(squeezed, 0);
+}
+
+#[test]
 fn trouble_of_its_own_making_gets_its_verdict_and_no_lasting_squeeze() {
     let mut governor = governor(&groups(1), Mode::Enforce);
     let mut squeezed = 0;
@@ -320,6 +336,30 @@ fn be_that_takes_the_memory_that_ls_stalls_for_gets_less_of_it() {
     let restraint = plan.restraints[&GroupId(1)];
     assert!(restraint.memory_high.is_some_and(|bytes| (GIB / 2..GIB).contains(&bytes)), "{plan:?}");
     assert_eq!((restraint.quota, plan.restraints.len()), (None, 1), "{plan:?}");
+}
+
+#[test]
+fn who_takes_memory_is_known_a_second_later_and_needs_no_trial_then() {
+    let mut groups = groups(1);
+    groups[0].slo = Slo { memory_stall: Some("1%".parse().unwrap()), ..Slo::default() };
+    let mut governor = governor(&groups, Mode::Enforce);
+    let hog = GroupSnapshot {
+        levers: batch(0.5).levers.with(Lever::Memory),
+        memory_bytes: Some(1 << 30),
+        ..batch(0.5)
+    };
+    let mut labels = Vec::new();
+    for tick in 1..=20 {
+        let stalled = GroupSnapshot {
+            memory_stalls: Some(Tally { total: 100, slow: 30 }),
+            memory_user: (tick >= 13).then_some(GroupId(1)),
+            ..GroupSnapshot::default()
+        };
+        let plan = governor.decide(&seen(TICK * tick, vec![stalled, hog]));
+        labels.push(plan.reason.label());
+    }
+    assert_eq!((labels[11], labels[12]), ("trial", "squeeze"), "{labels:?}");
+    assert!(governor.plan.restraints[&GroupId(1)].memory_high.is_some(), "{:?}", governor.plan);
 }
 
 #[test]

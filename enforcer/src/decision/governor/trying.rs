@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Governor, Phase, squeeze::Squeeze, yielding::Yielding};
+use super::{Governor, Phase, squeeze::Squeeze, squeezing::Blamed, yielding::Yielding};
 use crate::{
     decision::{
         plan::{Objective, Proof},
         trial::{Effect, Step, Trial},
     },
-    model::{GroupId, Lever, Snapshot},
+    model::{GroupId, Lever, Signal, Snapshot},
     signal::tally::ALLOWED,
 };
 
@@ -111,6 +111,13 @@ impl Governor {
             trying.ran_at = now;
         }
         trying.note_usage(now, node);
+        if !spoilt && let Some(blamed) = self.blamed_meanwhile(&trying) {
+            let squeeze = match trying.proven {
+                Some(squeeze) => self.squeeze_besides(squeeze, blamed),
+                None => self.squeeze_blamed(blamed).beside(trying.yields),
+            };
+            return Phase::Squeeze(squeeze);
+        }
         let outcome = trying.trial.observe(now, (!spoilt).then_some(tally));
         if trying.trial.is_spoilt() {
             // Whoever is next would be stopped for nothing as well.
@@ -160,6 +167,14 @@ impl Governor {
                 Phase::Squeeze(squeeze.beside(trying.yields))
             }
         }
+    }
+
+    /// Whoever is named meanwhile does not wait for the end of somebody else's trial, and who takes the memory that is missed, which
+    /// is looked at every second, needs none.
+    fn blamed_meanwhile(&self, trying: &Trying) -> Option<Blamed> {
+        let is_of_memory = trying.watched.signal == Signal::MemoryStall && trying.proven.is_none();
+        let takes_memory = is_of_memory.then(|| self.blamed(trying.watched)).flatten();
+        takes_memory.or_else(|| self.blamed_besides(&trying.who, trying.yields.is_some()))
     }
 
     /// Too little was seen to let BE go that had been proven to be the cause, and to squeeze what had not.

@@ -154,3 +154,44 @@ fn somebody_else_who_is_blamed_joins_a_squeeze_that_takes_nothing_but_rank() {
     assert_eq!(who(&plan), [(GroupId(1), true), (GroupId(2), true)], "{plan:?}");
     assert!(plan.restraints.values().all(|held| held.quota.is_none()), "{plan:?}");
 }
+
+#[test]
+fn somebody_else_who_is_blamed_joins_a_squeeze_by_quota_at_once() {
+    let mut governor = governor(&groups(2), Mode::Enforce);
+    let mut now = Duration::ZERO;
+    let slow = |plan: &Plan| if plan.restraints.contains_key(&GroupId(1)) { 0 } else { 5 };
+    while !matches!(governor.plan.reason, Reason::Squeeze { .. }) {
+        now += TICK;
+        assert!(now < TICK * 100, "{:?}", governor.plan);
+        let groups = vec![web(100, slow(&governor.plan)), batch(0.6), batch(0.0)];
+        governor.decide(&seen(now, groups));
+    }
+    assert_eq!(governor.plan.restraints.keys().collect::<Vec<_>>(), [&GroupId(1)]);
+    // Out of nothing, the second one takes the CPUs.
+    for _ in 0..3 {
+        now += TICK;
+        let groups = vec![web(100, 30), batch(0.1), batch(1.2)];
+        governor.decide(&Snapshot { blame: vec![blamed(2, 90)], ..seen(now, groups) });
+    }
+    let held = |id| governor.plan.restraints.get(&GroupId(id)).and_then(Restraint::cores);
+    assert!(held(1).is_some() && held(2).is_some_and(|cores| cores < 1.0), "{:?}", governor.plan);
+}
+
+#[test]
+fn who_is_blamed_does_not_wait_for_the_end_of_anothers_trial() {
+    let mut governor = governor(&groups(2), Mode::Enforce);
+    let mut now = Duration::ZERO;
+    while !matches!(governor.plan.reason, Reason::Trial { .. }) {
+        now += TICK;
+        assert!(now < TICK * 100, "{:?}", governor.plan);
+        governor.decide(&seen(now, vec![web(100, 5), batch(0.9), batch(0.0)]));
+    }
+    let mut ticks = 0;
+    while !governor.plan.restraints.contains_key(&GroupId(2)) {
+        (now, ticks) = (now + TICK, ticks + 1);
+        assert!(ticks < 3, "{:?}", governor.plan);
+        let groups = vec![web(100, 30), batch(0.0), batch(0.9)];
+        governor.decide(&Snapshot { blame: vec![blamed(2, 90)], ..seen(now, groups) });
+    }
+    assert!(matches!(governor.plan.reason, Reason::Squeeze { .. }), "{:?}", governor.plan);
+}
