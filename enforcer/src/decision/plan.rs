@@ -192,8 +192,9 @@ fn comparison(effect: &Effect) -> String {
         |chance| format!("by chance with a probability of {chance:.3}"),
     );
     format!(
-        "{} slow with BE, {} without, {certainty}",
+        "{} slow with BE, {} without, {certainty}; it cost BE {:.1} CPU seconds",
         percent(effect.with_be.share()),
         percent(effect.without_be.share()),
+        effect.be_lost_core_seconds
     )
 }

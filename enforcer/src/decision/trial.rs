@@ -59,6 +59,9 @@ pub struct Effect {
     /// difference. `None`: was not needed. (R. A. Fisher, 1935, randomisation test.)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chance: Option<f64>,
+    /// CPU seconds that BE would have had in the windows in which it was stopped, by what it used in the others.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub be_lost_core_seconds: f64,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
@@ -120,6 +123,19 @@ pub enum Step {
     Met(Effect),
     /// It does not, or not measurably.
     NoHelp(Effect),
+}
+
+impl Step {
+    /// The same with what it cost BE, if it is the end.
+    #[must_use]
+    pub const fn at_a_cost_of(self, be_lost_core_seconds: f64) -> Self {
+        match self {
+            Self::Continue { .. } => self,
+            Self::Helps(effect) => Self::Helps(Effect { be_lost_core_seconds, ..effect }),
+            Self::Met(effect) => Self::Met(Effect { be_lost_core_seconds, ..effect }),
+            Self::NoHelp(effect) => Self::NoHelp(Effect { be_lost_core_seconds, ..effect }),
+        }
+    }
 }
 
 /// A running experiment.

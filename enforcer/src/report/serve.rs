@@ -4,7 +4,7 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
     time::{Duration, Instant},
 };
 
@@ -46,7 +46,12 @@ impl Shared {
     /// Lets the loop write. A scrape holds the lock for milliseconds; the loop does not wait for it and tries again at
     /// its next tick. Whether it was done.
     pub fn try_update(&self, update: impl FnOnce(&mut Ledger)) -> bool {
-        let Ok(mut published) = self.0.try_lock() else { return false };
+        let mut published = match self.0.try_lock() {
+            Ok(published) => published,
+            // As below.
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
         update(&mut published.ledger);
         published.updated_at = Instant::now();
         true

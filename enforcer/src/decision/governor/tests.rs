@@ -6,7 +6,10 @@ mod yields;
 
 use super::*;
 use crate::{
-    decision::{governor::be::STOPPED, plan::Reason},
+    decision::{
+        governor::be::STOPPED,
+        plan::{Proof, Reason},
+    },
     model::{Blame, CpuLimit, Culprit, GroupSnapshot, Learned, Levers, Restraint},
     policy::Slo,
     signal::tally::Tally,
@@ -130,6 +133,11 @@ fn a_harmful_be_is_squeezed_within_three_seconds_and_kept_above_its_floor() {
     node.run(3, WANTS_CORES, harmful);
     assert!(node.limit_cores().is_some_and(|cores| cores < 0.3), "{:?}", node.limit);
     assert_eq!(node.reasons, ["met", "trial", "squeeze"]);
+    let Reason::Squeeze { proof: Proof::Trial(effect), .. } = node.governor.plan.reason else {
+        panic!("{:?}", node.governor.plan)
+    };
+    // Two windows of 0.4 s, and the first ticks of each.
+    assert!((0.8..=1.0).contains(&effect.be_lost_core_seconds), "{effect:?}");
     let mean = node.run(20, WANTS_CORES, harmful);
     assert!(mean >= FLOOR_CORES, "{mean}");
     // Half a percent is slow anyway: 0.15 cores are what still meets one percent.

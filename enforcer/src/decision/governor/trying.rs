@@ -125,7 +125,7 @@ impl Governor {
         }
         let step = match outcome {
             Step::NoHelp(_) if trying.was_not_carried_out() => Step::NoHelp(Effect::default()),
-            step => step,
+            step => step.at_a_cost_of(trying.lost_core_seconds()),
         };
         match step {
             Step::Continue { .. } => Phase::Trying(trying),
@@ -223,6 +223,11 @@ impl Trying {
     /// Whether they ran on while they should stand still: the kernel refused the quota, or somebody else had set it.
     fn was_not_carried_out(&self) -> bool {
         self.stopped.cores() > NOT_STOPPED * self.running.cores()
+    }
+
+    /// What being stopped has cost them.
+    fn lost_core_seconds(&self) -> f64 {
+        (self.running.cores() * self.stopped.seconds - self.stopped.core_seconds).max(0.0)
     }
 
     /// Nothing came of it.
