@@ -98,6 +98,9 @@ pub struct MemoryStatus {
     /// Time that tasks stalled, per time.
     pub stalled_ratio: Option<f64>,
     pub objective_ratio: Option<f64>,
+    /// Parts of the error budget that are left; `None`: no objective, or nothing measured in that time.
+    pub budget_1h: Option<f64>,
+    pub budget_24h: Option<f64>,
     /// Since the agent started.
     pub stalled_seconds_total: Option<f64>,
     pub psi_some_seconds_total: Option<f64>,
@@ -235,6 +238,8 @@ impl MemoryStatus {
             bytes: memory.bytes,
             stalled_ratio: memory.stalled_by(Time::recent).map(|time| time.as_secs_f64() / window),
             objective_ratio: group.slo.memory_stall.map(Share::ratio),
+            budget_1h: group.budget_left(Signal::MemoryStall, ledger.since_start, Window::Hour),
+            budget_24h: group.budget_left(Signal::MemoryStall, ledger.since_start, Window::Day),
             stalled_seconds_total: memory.stalled_by(Time::total).map(|time| time.as_secs_f64()),
             psi_some_seconds_total: memory.psi_some.map(|time| time.as_secs_f64()),
             oom_kills_total: memory.oom_kills,
@@ -246,7 +251,7 @@ impl MemoryStatus {
 impl DurationsStatus {
     fn of(durations: &Durations, signal: Signal, group: &GroupLedger, now: Duration, window: f64) -> Self {
         let objective = group.slo.threshold(signal);
-        let budget = |window| group.budgets.get(&signal)?.remaining(now, window);
+        let budget = |window| group.budget_left(signal, now, window);
         let recent = durations.recent_counts();
         let seconds = |duration: Option<Duration>| duration.map(|duration| duration.as_secs_f64());
         Self {

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use enforcer::report::history::Decision;
-use enforcer_rig::sandbox::Group;
+use enforcer_rig::{cpuset::Cpuset, sandbox::Group};
 use enforcer_tests::agent::{Agent, PATIENCE};
 use rustix::process::Signal;
 
@@ -68,6 +68,26 @@ pub fn killed_while_idle() -> Result<()> {
         scene.antagonist = None;
     }
     report(&took);
+    Ok(())
+}
+
+/// BE whose floor is nearly all there is hurts at its floor: it gets fewer CPUs, and all of them back.
+pub fn pin() -> Result<()> {
+    let mut scene = Scene::new("pin")?;
+    let cpuset = Cpuset::new(&scene.sandbox, "enforcer-test", "be")?;
+    let cpus = || -> Result<String> {
+        Ok(fs::read_to_string(cpuset.directory().join("cpuset.cpus"))?.trim().to_owned())
+    };
+    let owners = cpus()?;
+    let policy = scene.policy_with("quota, cpuset").replace("floor: 100m", "floor: 1900m");
+    let mut agent = Agent::start(&scene.files, &policy, &[])?;
+    scene.start_antagonist_in(&[cpuset.directory()])?;
+    agent.wait_for("BE has fewer CPUs", |_| Ok(cpus()? != owners))?;
+    println!("CPUs {} of {owners}: {}", cpus()?, agent.status()?.explanation);
+    ensure!(!cpus()?.contains(['-', ',']), "more than one of two CPUs: {}", cpus()?);
+    agent.stop()?;
+    scene.antagonist = None;
+    ensure!(cpus()? == owners, "{} is left in force", cpus()?);
     Ok(())
 }
 

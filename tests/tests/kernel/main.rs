@@ -167,6 +167,11 @@ fn agent_trials() -> Vec<Trial> {
             levers::killed_while_idle,
         ),
         trial(
+            "be_that_hurts_at_its_floor_gets_fewer_cpus_and_all_of_them_back",
+            &[Root, Probes, TwoCpus, RealCpus],
+            levers::pin,
+        ),
+        trial(
             "a_blamed_be_is_frozen_for_a_moment_and_squeezed",
             &[Root, Probes, TwoCpus, RealCpus],
             levers::freeze,

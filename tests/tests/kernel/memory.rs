@@ -294,6 +294,11 @@ pub fn told_by_the_agent() -> Result<()> {
     println!("stalled {stalled:.3} s; {missed:?}");
     ensure!(stalled > 0.0 && bytes > 0.0, "{stalled} {bytes}");
     ensure!(missed.objective_ratio == Some(0.001), "{missed:?}");
+    ensure!(
+        missed.budget_1h.is_some_and(|left| left < 1.0),
+        "nothing of the error budget is used up: {missed:?}"
+    );
+    ensure!(missed.budget_24h == missed.budget_1h, "{missed:?}");
     ensure!(status.groups[1].memory.bytes.is_none(), "a group without directories uses unknown memory");
     let kills = agent.metric("enforcer_oom_kills_total{group=\"web\"}")?;
     ensure!(kills == 0.0, "{kills}");

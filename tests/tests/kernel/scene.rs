@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::Path,
     process::Stdio,
     thread::sleep,
     time::{Duration, Instant},
@@ -91,7 +92,15 @@ impl Scene {
     }
 
     pub fn start_antagonist(&mut self) -> Result<()> {
+        self.start_antagonist_in(&[])
+    }
+
+    /// In further cgroup directories as well.
+    pub fn start_antagonist_in(&mut self, further: &[&Path]) -> Result<()> {
         let mut command = workload_in(&self.be)?;
+        for directory in further {
+            command.arg("--cgroup").arg(directory);
+        }
         // Twice as many threads as CPUs: no CPU is ever free.
         let threads = std::thread::available_parallelism()?.get() * 2;
         command.args(["antagonist", "cpu-spin", "--threads", &threads.to_string()]);

@@ -62,6 +62,8 @@ pub struct Group {
     pub stalls: Option<StallCounter>,
     /// In this tick.
     pub stalled_ns: u64,
+    /// What that came to, in the units of the objective, since the last report.
+    pub stall_tally: Tally,
 }
 
 /// What the group's own quota took.
@@ -107,6 +109,7 @@ impl Group {
             memory: MemoryTotals::default(),
             stalls,
             stalled_ns: 0,
+            stall_tally: Tally::default(),
         }
     }
 

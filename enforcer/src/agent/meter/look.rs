@@ -81,7 +81,9 @@ impl Meter {
             snapshot.levers = group.levers;
             let stalled = Duration::from_nanos(std::mem::take(&mut group.stalled_ns));
             if let (Some(stalls), Some(_)) = (&mut group.stalls, snapshot.cpu_cores) {
-                snapshot.memory_stalls = Some(stalls.observe(elapsed, stalled));
+                let tally = stalls.observe(elapsed, stalled);
+                group.stall_tally += tally;
+                snapshot.memory_stalls = Some(tally);
             }
             snapshot.learned = learned(group.slo);
         }

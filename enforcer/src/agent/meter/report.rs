@@ -37,6 +37,7 @@ impl Meter {
             entry.slo = group.slo;
             entry.put_requests_by(group.is_victim() && !group.measures_requests(self.shed));
             entry.memory.add(&std::mem::take(&mut group.memory));
+            entry.spend(self.taken_at, Signal::MemoryStall, std::mem::take(&mut group.stall_tally));
             let waits = std::mem::take(&mut group.waits);
             entry.cpu.add_ns(waits.on_cpu_ns);
             entry.switches += waits.switches;

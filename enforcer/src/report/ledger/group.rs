@@ -10,7 +10,11 @@ use crate::{
     kernel::{counters::MemoryTotals, probes::MemoryProbes},
     model::{GroupId, Levers, Restraint, Signal},
     policy::{Class, Group, Slo},
-    signal::{budget::Budget, in_flight::InFlight, tally::Tally},
+    signal::{
+        budget::{Budget, Window},
+        in_flight::InFlight,
+        tally::Tally,
+    },
     units::MilliCores,
 };
 
@@ -190,5 +194,10 @@ impl GroupLedger {
         if self.slo.promise(signal).is_some() {
             self.budgets.entry(signal).or_default().add(now, tally);
         }
+    }
+
+    /// The part of an error budget that is left: see [`Budget::remaining`].
+    pub fn budget_left(&self, signal: Signal, now: Duration, window: Window) -> Option<f64> {
+        self.budgets.get(&signal)?.remaining(now, window)
     }
 }
