@@ -209,12 +209,21 @@ pub fn direct_reclaim() -> Result<()> {
     Ok(())
 }
 
-/// Writes files of so many blocks of 64 KiB in memory, over and over; those that `forgets` it removes.
-fn writer(group: &Group, directory: &Path, blocks: u32, forgets: bool) -> Result<Process> {
+/// LS may stall for so much of the time beside BE.
+fn policy(sandbox: &Sandbox, share: &str) -> String {
+    format!(
+        "groups:\n- name: web\n  class: LS\n  cgroups: [{0}/ls]\n  slo: {{ memoryStall: {{ share: {share} }} }}\n\
+         - name: batch\n  class: BE\n  cgroups: [{0}/be]\n",
+        sandbox.path()
+    )
+}
+
+/// Writes files of a MiB in memory, over and over; those that `forgets` it removes.
+fn writer(group: &Group, directory: &Path, forgets: bool) -> Result<Process> {
     let (directory, forgets) = (directory.display(), if forgets { "rm" } else { ":" });
     let script = format!(
         "mkdir -p {directory}; i=0; while :; do f={directory}/$i; i=$((i+1)); \
-         dd if=/dev/zero of=$f bs=65536 count={blocks} 2>/dev/null; {forgets} $f; done"
+         dd if=/dev/zero of=$f bs=65536 count=16 2>/dev/null; {forgets} $f; done"
     );
     let mut command = workload_in(group)?;
     command.args(["exec", "/bin/sh", "-c", &script]);
@@ -229,18 +238,14 @@ pub fn held_back_by_the_agent() -> Result<()> {
     fs::write(&high, memory_high::OWNERS)?;
     let held = || -> Result<String> { Ok(fs::read_to_string(&high)?.trim().to_owned()) };
     let files = Files::new("held")?;
-    let policy = format!(
-        "groups:\n- name: web\n  class: LS\n  cgroups: [{0}/ls]\n  slo: {{ memoryStall: {{ share: 0.01% }} }}\n\
-         - name: batch\n  class: BE\n  cgroups: [{0}/be]\n",
-        sandbox.path()
-    );
+    let policy = policy(&sandbox, "0.01%");
     let mut agent = Agent::start(&files, &policy, &[])?;
     let available = "enforcer_lever_available{group=\"batch\",lever=\"memory\"}";
     agent.wait_for("the lever is there", |agent| Ok(agent.metric(available)? > 0.0))?;
 
     let both = ls.memory_directory().parent().context("no sandbox")?.to_owned();
-    let _grower = writer(&be, &files.path().join("be"), 16, false)?;
-    let _ls = writer(&ls, &files.path().join("ls"), 16, true)?;
+    let _grower = writer(&be, &files.path().join("be"), false)?;
+    let _ls = writer(&ls, &files.path().join("ls"), true)?;
     let seen = agent.wait_for("BE may use less memory", |_| {
         // Always just reached: the kernel puts who is far above it to sleep rather than have it reclaim.
         let used = fs::read_to_string(both.join("memory.current"))?;
@@ -265,11 +270,7 @@ pub fn told_by_the_agent() -> Result<()> {
     let ls = sandbox.memory_group("ls", 1024)?;
     ls.limit_memory(LIMIT)?;
     let files = Files::new("stalls")?;
-    let policy = format!(
-        "groups:\n- name: web\n  class: LS\n  cgroups: [{0}/ls]\n  slo: {{ memoryStall: {{ share: 0.1% }} }}\n\
-         - name: batch\n  class: BE\n  cgroups: [{0}/be]\n",
-        sandbox.path()
-    );
+    let policy = policy(&sandbox, "0.1%");
     let mut agent = Agent::start(&files, &policy, &["--shadow"])?;
     let _filler = cache_filler(&ls, &files.path().join("cache"))?;
     let stalled = "enforcer_memory_stall_seconds_total{group=\"web\",cause=\"memcg_reclaim\"}";

@@ -64,17 +64,11 @@ impl Scene {
 
     /// A limit that is not the kernel's default, so that restoring the default would be noticed.
     pub fn set_owners_limit(&self) -> Result<String> {
-        let directory = self.be.cpu_directory();
-        if directory.join("cpu.max").exists() {
-            fs::write(directory.join("cpu.max"), "1900000 1000000")?;
-        } else {
-            fs::write(directory.join("cpu.cfs_period_us"), "1000000")?;
-            fs::write(directory.join("cpu.cfs_quota_us"), "1900000")?;
-        }
+        self.set_limit("1900000 1000000")?;
         self.be.cpu_limit()
     }
 
-    /// Puts back a limit that was read.
+    /// Puts a limit in force, as [`Group::cpu_limit`] reads it.
     pub fn set_limit(&self, limit: &str) -> Result<()> {
         let directory = self.be.cpu_directory();
         if directory.join("cpu.max").exists() {
