@@ -172,12 +172,15 @@ fn calibrate(stage: &Stage, matrix: &Matrix, record: &mut Record, json: &Path) -
 fn promise(stage: &Stage, matrix: &Matrix, record: &mut Record, json: &Path) -> Result<Option<u32>> {
     let capacity_hz = record.capacity_hz.expect("BUG: an SLO without a capacity");
     // The greatest first: if one is too much, it is.
+    let mut least_us = f64::INFINITY;
     for percent in matrix.slo_percents().into_iter().rev() {
         let known = record.slo_us.get(&percent).copied();
         let measure = || calibration::slo_us(stage, capacity_hz * f64::from(percent) / 100.0);
-        let Some(slo_us) = known.map_or_else(measure, |slo_us| Ok(Some(slo_us)))? else {
+        let slo_us = known.map_or_else(measure, |slo_us| Ok(Some(slo_us)))?;
+        let Some(slo_us) = slo_us.filter(|slo_us| *slo_us <= calibration::SLOWER * least_us) else {
             return Ok(Some(percent));
         };
+        least_us = least_us.min(slo_us);
         record.slo_us.insert(percent, slo_us);
         record.save(json)?;
         println!("SLO at {percent} %: {:.2} ms", slo_us / 1e3);
