@@ -1,4 +1,4 @@
-//! The monotonic clock, which all processes of a host and the probes (`ktime`) share.
+//! The monotonic clock, which all processes of a host and the probes (`ktime`) share; and CPU time.
 
 use std::time::Duration;
 
@@ -7,6 +7,12 @@ use rustix::time::{ClockId, clock_gettime};
 /// Now.
 pub fn monotonic() -> Duration {
     Duration::from_nanos(monotonic_ns())
+}
+
+/// CPU time of all threads of this process.
+pub fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }
 
 /// Now, in nanoseconds, as the probes count.

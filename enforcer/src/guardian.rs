@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     actuation::{
         journal::{self, Journal, Restored},
-        lease::Lease,
+        lease::{GuardianCost, Lease},
     },
     cgroup::hierarchy::Mounts,
     clock,
@@ -26,6 +26,8 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(50);
 /// How often it puts back what an agent that hangs has in force.
 const AGAIN: Duration = Duration::from_millis(500);
+/// How often it tells what it costs.
+const TELL: Duration = Duration::from_secs(1);
 
 /// What the guardian was told on the command line.
 #[derive(Clone, Debug)]
@@ -107,6 +109,8 @@ struct Watch<'a> {
     lease: Lease,
     /// The beat after which nothing was heard any more, and when that was last acted upon.
     last_words: Option<(Duration, Duration)>,
+    since: Duration,
+    tell_at: Duration,
 }
 
 impl<'a> Watch<'a> {
@@ -115,7 +119,14 @@ impl<'a> Watch<'a> {
         std::fs::create_dir_all(&options.state_dir)
             .with_context(|| format!("cannot make {}", options.state_dir.display()))?;
         let lease = Lease::open(&options.state_dir)?;
-        Ok(Self { options, mounts, lease, last_words: None })
+        Ok(Self {
+            options,
+            mounts,
+            lease,
+            last_words: None,
+            since: clock::monotonic(),
+            tell_at: Duration::ZERO,
+        })
     }
 
     /// Looks, and puts right what is to be.
@@ -130,6 +141,7 @@ impl<'a> Watch<'a> {
             Err(err) => return Err(err.into()),
         }
         let (beat, now) = (self.lease.beat()?, clock::monotonic());
+        self.tell_cost(now);
         if now.saturating_sub(beat) <= self.options.watchdog {
             return Ok(Found::Alive);
         }
@@ -146,6 +158,18 @@ impl<'a> Watch<'a> {
             self.last_words = Some((beat, now));
         }
         Ok(Found::Alive)
+    }
+
+    /// For the agent's budget: nothing depends on it.
+    fn tell_cost(&mut self, now: Duration) {
+        if now < self.tell_at {
+            return;
+        }
+        self.tell_at = now + TELL;
+        let cost = GuardianCost { since: self.since, cpu: clock::cpu_time() };
+        if let Err(err) = self.lease.tell_cost(cost, now) {
+            tracing::debug!(%err, "what the guardian costs is not told");
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     signal::{in_flight::InFlight, tally::Tally},
-    units::MilliCores,
+    units::{MilliCores, Share},
 };
 
 /// Which group. Places of groups that went are used again.
@@ -45,7 +45,7 @@ impl Snapshot {
             throttled: None,
             one_in: None,
             levers: Levers(0),
-            learned: Learned { request_latency: None, run_queue_wait: None },
+            learned: Learned { request_latency: None, run_queue_wait: None, memory_stall: None },
         };
         self.groups.get(id.0).unwrap_or(&NOTHING)
     }
@@ -108,12 +108,12 @@ pub struct GroupSnapshot {
     /// What the group can be held back with.
     #[serde(default, skip_serializing_if = "Levers::is_none")]
     pub levers: Levers,
-    /// Thresholds of the objectives that the policy leaves to be learned.
+    /// The objectives that the policy leaves to be learned.
     #[serde(default, skip_serializing_if = "Learned::is_none")]
     pub learned: Learned,
 }
 
-/// What counts as slow, as far as it was learned.
+/// What counts as slow, or as too much, as far as it was learned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Learned {
@@ -121,20 +121,13 @@ pub struct Learned {
     pub request_latency: Option<Duration>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run_queue_wait: Option<Duration>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_stall: Option<Share>,
 }
 
 impl Learned {
-    /// The threshold of one signal.
-    pub const fn threshold(self, signal: Signal) -> Option<Duration> {
-        match signal {
-            Signal::RequestLatency => self.request_latency,
-            Signal::RunQueueWait => self.run_queue_wait,
-            Signal::MemoryStall => None,
-        }
-    }
-
     pub const fn is_none(&self) -> bool {
-        self.request_latency.is_none() && self.run_queue_wait.is_none()
+        self.request_latency.is_none() && self.run_queue_wait.is_none() && self.memory_stall.is_none()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Quantities with their units.
 
-use std::{str::FromStr, time::Duration};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -102,6 +102,12 @@ impl Share {
     pub fn ratio(self) -> f64 {
         f64::from(self.millionths) / 1e6
     }
+
+    /// The nearest there is; NaN becomes zero.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and a million")]
+    pub fn from_ratio(ratio: f64) -> Self {
+        Self { millionths: (ratio.clamp(0.0, 1.0) * 1e6).round() as u32 }
+    }
 }
 
 impl std::fmt::Display for Share {
@@ -152,8 +158,8 @@ impl FromStr for MilliCores {
 pub struct Factor(pub u32);
 
 impl Factor {
-    pub fn times(self, duration: Duration) -> Duration {
-        duration.mul_f64(f64::from(self.0) / 1000.0)
+    pub fn times(self, number: f64) -> f64 {
+        number * f64::from(self.0) / 1000.0
     }
 }
 
@@ -213,6 +219,6 @@ mod tests {
         for text in ["", "-1", "NaN", "twice", "1e9"] {
             assert!(text.parse::<Factor>().is_err(), "{text}");
         }
-        assert_eq!(Factor(1500).times(Duration::from_millis(2)), Duration::from_millis(3));
+        assert!((Factor(1500).times(2.0) - 3.0).abs() < 1e-9);
     }
 }

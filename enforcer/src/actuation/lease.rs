@@ -1,7 +1,8 @@
 //! The agent's sign of life, for the guardian, and the guardian's word to the agent.
 //!
-//! Two numbers in a file beside the journal: when the agent last began a tick, and how often the guardian took back what
-//! the agent had done because no tick began. Each is written by one process only, so neither has to be locked.
+//! Numbers in a file beside the journal: when the agent last began a tick, how often the guardian took back what the
+//! agent had done because no tick began, and what the guardian costs. Each is written by one side only, so none has to
+//! be locked.
 
 use std::{
     fs::File,
@@ -16,6 +17,7 @@ use crate::clock;
 const FILE: &str = "lease";
 const BEAT_AT: u64 = 0;
 const REVOCATIONS_AT: u64 = 8;
+const GUARDIAN_AT: u64 = 16;
 
 /// The lease cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +33,14 @@ pub enum Standing {
     Kept,
     /// The guardian has restored the owners' values since the last renewal.
     Revoked,
+}
+
+/// What a guardian has used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuardianCost {
+    /// When it was started, on the monotonic clock: tells one from another.
+    pub since: Duration,
+    pub cpu: Duration,
 }
 
 /// The lease of the agent that holds the journal.
@@ -84,6 +94,32 @@ impl Lease {
         self.write(REVOCATIONS_AT, revocations.wrapping_add(1))
     }
 
+    /// What the guardian told of itself last. `None`: none did.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn guardian_cost(&self) -> Result<Option<GuardianCost>, Error> {
+        let since = self.read(GUARDIAN_AT)?;
+        let cpu = self.read(GUARDIAN_AT + 8)?;
+        let cost = GuardianCost { since: Duration::from_nanos(since), cpu: Duration::from_nanos(cpu) };
+        Ok((since != 0).then_some(cost))
+    }
+
+    /// The guardian tells what it costs; of two, the one that was started later does. `now`: on the monotonic clock.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn tell_cost(&self, GuardianCost { since, cpu }: GuardianCost, now: Duration) -> Result<(), Error> {
+        // One from the future was written before the last boot.
+        let is_later = |other: &GuardianCost| other.since > since && other.since <= now;
+        if self.guardian_cost()?.as_ref().is_some_and(is_later) {
+            return Ok(());
+        }
+        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).to_ne_bytes();
+        let words = [ns(since), ns(cpu)].concat();
+        self.file.write_all_at(&words, GUARDIAN_AT).map_err(|err| self.error(err))
+    }
+
     /// Zero where nothing was written yet.
     fn read(&self, at: u64) -> Result<u64, Error> {
         let mut bytes = [0; 8];
@@ -118,5 +154,24 @@ mod tests {
         guardian.revoke().unwrap();
         assert_eq!(agent.renew().unwrap(), Standing::Revoked);
         assert_eq!(agent.renew().unwrap(), Standing::Kept);
+    }
+
+    #[test]
+    fn of_two_guardians_the_later_one_tells_what_it_costs() {
+        let directory = tempfile::tempdir().unwrap();
+        let lease = Lease::open(directory.path()).unwrap();
+        assert_eq!(lease.guardian_cost().unwrap(), None);
+        let at = Duration::from_secs;
+        let of = |since, ms| GuardianCost { since: at(since), cpu: Duration::from_millis(ms) };
+        for (told, now, kept) in [
+            (of(100, 5), 101, of(100, 5)),
+            (of(200, 1), 201, of(200, 1)),
+            (of(100, 6), 202, of(200, 1)),
+            // The clock began anew with the host.
+            (of(3, 2), 4, of(3, 2)),
+        ] {
+            lease.tell_cost(told, at(now)).unwrap();
+            assert_eq!(lease.guardian_cost().unwrap(), Some(kept), "{told:?}");
+        }
     }
 }

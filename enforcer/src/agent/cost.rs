@@ -1,13 +1,13 @@
-//! What the agent itself costs.
+//! What the agent itself costs, its guardian included.
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
-use rustix::time::{ClockId, clock_gettime};
-
 use crate::{
+    actuation::lease::GuardianCost,
+    clock::cpu_time,
     decision::shed::Cost,
     kernel::{
         cost::{RunTime, Statistics},
@@ -18,11 +18,12 @@ use crate::{
 /// A sample is taken this often, and lasts until the next look, a second later: statistics cost something themselves.
 const EVERY: Duration = Duration::from_secs(30);
 
-/// Measures the agent's CPU time at every look, and samples that of its probes.
+/// Measures the CPU time of agent and guardian at every look, and samples that of the probes.
 #[derive(Debug)]
 pub struct CostMeter {
     cpus: f64,
     last: Option<(Instant, Duration)>,
+    guardians: Guardians,
     sample: Option<Sample>,
     sample_at: Duration,
     /// The kernel keeps no statistics for us; told once.
@@ -39,6 +40,24 @@ struct Sample {
     statistics: Statistics,
 }
 
+/// What guardians told of themselves.
+#[derive(Debug, Default)]
+struct Guardians {
+    last: Option<GuardianCost>,
+    /// Since the agent's start; `None`: none has told anything since.
+    total: Option<Duration>,
+}
+
+impl Guardians {
+    fn hear(&mut self, told: Option<GuardianCost>) {
+        let Some(told) = told else { return };
+        // The first word may be that of one that is gone.
+        let Some(last) = self.last.replace(told).filter(|last| *last != told) else { return };
+        let before = if last.since == told.since { last.cpu } else { Duration::ZERO };
+        *self.total.get_or_insert_default() += told.cpu.saturating_sub(before);
+    }
+}
+
 /// One program.
 #[derive(Clone, Copy, Debug, Default)]
 struct Estimate {
@@ -53,6 +72,7 @@ impl CostMeter {
         Self {
             cpus: cpus as f64,
             last: None,
+            guardians: Guardians::default(),
             sample: None,
             sample_at: Duration::ZERO,
             is_refused: false,
@@ -60,10 +80,11 @@ impl CostMeter {
         }
     }
 
-    /// The cost since the last look; `None` at the first.
-    pub fn look(&mut self, now: Duration, probes: &Probes) -> Option<Cost> {
+    /// The cost since the last look; `None` at the first. `guardian`: what it told last.
+    pub fn look(&mut self, now: Duration, probes: &Probes, guardian: Option<GuardianCost>) -> Option<Cost> {
         self.look_at_probes(now, probes);
-        let cpu = cpu_time();
+        self.guardians.hear(guardian);
+        let cpu = cpu_time() + self.guardians.total.unwrap_or_default();
         let (at, before) = self.last.replace((Instant::now(), cpu))?;
         let elapsed = at.elapsed();
         let agent = cpu.saturating_sub(before).div_duration_f64(elapsed.max(Duration::from_millis(1)));
@@ -92,6 +113,11 @@ impl CostMeter {
         self.probes.iter().map(|(name, estimate)| (name.as_str(), estimate.total))
     }
 
+    /// CPU time of guardians since the agent's start; `None`: none told.
+    pub const fn guardian_time(&self) -> Option<Duration> {
+        self.guardians.total
+    }
+
     fn look_at_probes(&mut self, now: Duration, probes: &Probes) {
         if let Some(Sample { began, before, .. }) = self.sample.take() {
             let elapsed = began.elapsed();
@@ -118,8 +144,25 @@ impl CostMeter {
     }
 }
 
-/// Of all threads of this process.
-fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::try_from(time).unwrap_or_default()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guardians_add_up_from_the_agents_start_on() {
+        let mut guardians = Guardians::default();
+        guardians.hear(None);
+        let mut hear = |since, ms| {
+            let told = GuardianCost { since: Duration::from_secs(since), cpu: Duration::from_millis(ms) };
+            guardians.hear(Some(told));
+            guardians.total.map(|total| total.as_millis())
+        };
+        // An earlier agent's guardian, or one in a container of its own: what it used before is not this agent's cost.
+        assert_eq!(hear(1, 500), None);
+        assert_eq!(hear(1, 500), None, "that one may be gone");
+        assert_eq!(hear(1, 520), Some(20));
+        assert_eq!(hear(2, 530), Some(550), "another one");
+        assert_eq!(hear(2, 530), Some(550));
+        assert_eq!(hear(2, 531), Some(551));
+    }
 }

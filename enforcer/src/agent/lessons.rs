@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,12 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     model::{GroupId, Signal},
-    policy::{Group, OBJECTIVE},
+    policy::{Group, LEARNED_STALL, OBJECTIVE, Promise},
     signal::{
         histogram::Counts,
         learned::{Learner, Normal, Stretch},
     },
-    units::Factor,
+    units::{Factor, Share, whole_unsigned},
 };
 
 const FILE: &str = "learned.json";
@@ -52,8 +53,17 @@ struct Pupil {
 struct Entry {
     group: String,
     signal: Signal,
-    p99_ns: u64,
+    #[serde(flatten)]
+    usual: Usual,
     lessons: u32,
+}
+
+/// What a signal is like without BE.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Usual {
+    P99Ns(u64),
+    StalledMillionths(u32),
 }
 
 /// An objective as it is now.
@@ -61,7 +71,7 @@ struct Entry {
 pub struct Lesson {
     pub group: GroupId,
     pub signal: Signal,
-    pub threshold: Duration,
+    pub promise: Promise,
 }
 
 impl Lessons {
@@ -73,8 +83,11 @@ impl Lessons {
             Vec::new()
         });
         let normal = |entry: Entry| {
-            let normal = Normal { p99: Duration::from_nanos(entry.p99_ns), lessons: entry.lessons.max(1) };
-            ((entry.group, entry.signal), normal)
+            let usual = match entry.usual {
+                Usual::P99Ns(ns) => Duration::from_nanos(ns).as_secs_f64(),
+                Usual::StalledMillionths(millionths) => Share { millionths }.ratio(),
+            };
+            ((entry.group, entry.signal), Normal { usual, lessons: entry.lessons.max(1) })
         };
         Self {
             path,
@@ -102,7 +115,7 @@ impl Lessons {
                 learner: Learner::knowing(self.known.get(&(name.clone(), signal)).copied()),
             });
             pupil.factor = factor;
-            lessons.extend(pupil.threshold().map(|threshold| Lesson { group: id, signal, threshold }));
+            lessons.extend(pupil.promise(signal).map(|promise| Lesson { group: id, signal, promise }));
         }
         lessons
     }
@@ -130,21 +143,36 @@ impl Lessons {
 
     /// Hears what was counted of one signal of a group. Its objective, if that is now another one.
     pub fn hear(&mut self, group: GroupId, signal: Signal, counts: &Counts) -> Option<Lesson> {
+        self.teach(group, signal, |learner, elapsed| learner.hear(counts, elapsed))
+    }
+
+    /// Hears how long a group stalled for want of memory. Its objective, if that is now another one.
+    pub fn hear_stalls(&mut self, group: GroupId, stalled: Duration) -> Option<Lesson> {
+        self.teach(group, Signal::MemoryStall, |learner, elapsed| learner.hear_stalls(stalled, elapsed))
+    }
+
+    /// `hear`: takes in a stretch that is so long, and says whether that made a lesson.
+    fn teach(
+        &mut self,
+        group: GroupId,
+        signal: Signal,
+        hear: impl FnOnce(&mut Learner, Duration) -> bool,
+    ) -> Option<Lesson> {
         let elapsed = self.quiet?;
         let pupil = self.pupils.get_mut(&(group, signal))?;
         let is_first = pupil.learner.normal().is_none();
-        if !pupil.learner.hear(counts, elapsed) {
+        if !hear(&mut pupil.learner, elapsed) {
             return None;
         }
         self.unsaved = true;
-        let threshold = pupil.threshold()?;
+        let promise = pupil.promise(signal)?;
         let name = &pupil.name;
         if is_first {
-            tracing::info!(group = name, objective = ?threshold, "learned what its {signal} is like without BE");
+            tracing::info!(group = name, objective = ?promise, "learned what its {signal} is like without BE");
         } else {
-            tracing::debug!(group = name, objective = ?threshold, "its {signal} without BE, learned again");
+            tracing::debug!(group = name, objective = ?promise, "its {signal} without BE, learned again");
         }
-        Some(Lesson { group, signal, threshold })
+        Some(Lesson { group, signal, promise })
     }
 
     /// Writes down what was learned, now and then.
@@ -175,20 +203,34 @@ impl Lessons {
                 known.insert((pupil.name.clone(), *signal), normal);
             }
         }
-        let entry = |((group, signal), Normal { p99, lessons }): ((String, Signal), Normal)| {
-            let p99_ns = u64::try_from(p99.as_nanos()).unwrap_or(u64::MAX);
-            Entry { group, signal, p99_ns, lessons }
+        let entry = |((group, signal), Normal { usual, lessons }): ((String, Signal), Normal)| {
+            let usual = match signal {
+                Signal::MemoryStall => Usual::StalledMillionths(Share::from_ratio(usual).millionths),
+                Signal::RequestLatency | Signal::RunQueueWait => {
+                    Usual::P99Ns(whole_unsigned((usual * 1e9).round()))
+                }
+            };
+            Entry { group, signal, usual, lessons }
         };
         known.into_iter().map(entry).collect()
     }
 }
 
 impl Pupil {
-    /// Within what a policy may promise.
-    fn threshold(&self) -> Option<Duration> {
-        let threshold = self.factor.times(self.learner.normal()?.p99);
-        Some(threshold.clamp(*OBJECTIVE.start(), *OBJECTIVE.end()))
+    /// Within what may be promised.
+    fn promise(&self, signal: Signal) -> Option<Promise> {
+        let promise = self.factor.times(self.learner.normal()?.usual);
+        Some(match signal {
+            Signal::MemoryStall => Promise::Share(within(&LEARNED_STALL, Share::from_ratio(promise))),
+            Signal::RequestLatency | Signal::RunQueueWait => {
+                Promise::P99(within(&OBJECTIVE, Duration::from_secs_f64(promise)))
+            }
+        })
     }
+}
+
+fn within<T: Copy + Ord>(range: &RangeInclusive<T>, value: T) -> T {
+    value.clamp(*range.start(), *range.end())
 }
 
 fn read(path: &Path) -> io::Result<Vec<Entry>> {
@@ -228,7 +270,12 @@ mod tests {
         let policy = Policy::parse(&text, Path::new("policy.yaml"), 4).unwrap();
         let mut lessons = Lessons::of(state.path());
         let known = lessons.join(WEB, &policy.groups[0]);
-        (lessons, known.first().map(|lesson| lesson.threshold))
+        (lessons, known.first().map(|lesson| p99(*lesson)))
+    }
+
+    fn p99(lesson: Lesson) -> Duration {
+        let Promise::P99(p99) = lesson.promise else { panic!("{lesson:?}") };
+        p99
     }
 
     /// Minutes with so much BE and a p99 of so long, a second at a time. What was learned, the latest last.
@@ -241,9 +288,9 @@ mod tests {
             stretch.look(SECOND, Some(0.0));
             stretch.be_ran(SECOND.mul_f64(be_cores));
             lessons.begin(&stretch);
-            learned
-                .extend(lessons.hear(WEB, Signal::RequestLatency, &counts).map(|learned| learned.threshold));
+            learned.extend(lessons.hear(WEB, Signal::RequestLatency, &counts).map(p99));
             assert_eq!(lessons.hear(WEB, Signal::RunQueueWait, &counts), None, "nobody asked for it");
+            assert_eq!(lessons.hear_stalls(WEB, SECOND), None, "nor for this");
         }
         learned
     }
@@ -276,7 +323,14 @@ mod tests {
         let learned = live(&mut lessons, 1, 0.0, 4)[0];
         lessons.leave(WEB);
         let slo = Slo { request_latency_auto: Some(Factor(1500)), ..Slo::default() };
-        let next = Group {
+        let known = lessons.join(GroupId(7), &another(slo));
+        let promise = Promise::P99(learned);
+        assert_eq!(known, [Lesson { group: GroupId(7), signal: Signal::RequestLatency, promise }]);
+        assert_eq!(lessons.entries().len(), 1);
+    }
+
+    fn another(slo: Slo) -> Group {
+        Group {
             name: "web-2".into(),
             workload: "web".into(),
             class: Class::LS,
@@ -284,10 +338,36 @@ mod tests {
             slo,
             floor: MilliCores(0),
             levers: Levers::ALL,
+        }
+    }
+
+    #[test]
+    fn stalls_are_learned_and_kept_and_one_that_never_stalls_is_promised_the_least() {
+        let state = TempDir::new().unwrap();
+        let slo = Slo { memory_stall_auto: Some(Factor(2000)), ..Slo::default() };
+        let group = another(slo);
+        let live = |stalled: Duration| {
+            let mut lessons = Lessons::of(state.path());
+            let known = lessons.join(WEB, &group);
+            let mut learned = Vec::new();
+            for _ in 0..60 {
+                let mut stretch = Stretch::default();
+                stretch.look(SECOND, Some(0.0));
+                lessons.begin(&stretch);
+                learned.extend(lessons.hear_stalls(WEB, stalled));
+            }
+            lessons.save();
+            let share = |lesson: &Lesson| match lesson.promise {
+                Promise::Share(share) => share,
+                Promise::P99(_) => panic!("{lesson:?}"),
+            };
+            (known.first().map(share), learned.first().map(share))
         };
-        let known = lessons.join(GroupId(7), &next);
-        assert_eq!(known, [Lesson { group: GroupId(7), signal: Signal::RequestLatency, threshold: learned }]);
-        assert_eq!(lessons.entries().len(), 1);
+        assert_eq!(live(Duration::from_millis(20)), (None, Some(Share::percent(4))));
+        assert_eq!(live(Duration::ZERO), (Some(Share::percent(4)), None), "later lessons are longer");
+        fs::remove_file(state.path().join(FILE)).unwrap();
+        assert_eq!(live(Duration::ZERO), (None, Some(*LEARNED_STALL.start())));
+        assert_eq!(live(Duration::ZERO).0, Some(*LEARNED_STALL.start()), "and zero is known from unknown");
     }
 
     #[test]
@@ -305,6 +385,14 @@ mod tests {
         assert_eq!(fs::read(&file).unwrap(), first);
         lessons.save();
         assert_ne!(fs::read(&file).unwrap(), first);
+    }
+
+    #[test]
+    fn the_file_of_an_older_agent_is_read() {
+        let state = TempDir::new().unwrap();
+        let text = r#"[{"group":"web","signal":"request_latency","p99_ns":4000000,"lessons":3}]"#;
+        fs::write(state.path().join(FILE), text).unwrap();
+        assert_eq!(lessons("1.5", &state).1, Some(Duration::from_millis(6)));
     }
 
     #[test]

@@ -1,10 +1,18 @@
 //! Memory of the groups, by the files of their directories, and who is likely to use what a victim lacks.
 
-use std::{collections::HashMap, ffi::OsString, path::Path, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    ffi::OsString,
+    path::Path,
+    time::Duration,
+};
 
 use enforcer_ebpf::layout::StallCause;
 
-use super::meter::Meter;
+use super::{
+    lessons::{Lesson, Lessons},
+    meter::Meter,
+};
 use crate::{
     cgroup::{
         hierarchy::Mounts,
@@ -15,7 +23,7 @@ use crate::{
     model::{GroupId, Snapshot},
     places::Places,
     policy::{self, Class},
-    report::ledger::Ledger,
+    report::ledger::{GroupLedger, Ledger, Time},
     signal::memory::{Intake, Stalled, likely_user},
 };
 
@@ -197,13 +205,20 @@ impl MemoryMeter {
         }
     }
 
-    /// Adds everything since the last report to the ledger, which holds the stalls already.
-    pub fn report(&mut self, ledger: &mut Ledger) {
+    /// Adds everything since the last report to the ledger, which holds the stalls already, and lets `lessons` hear of them.
+    /// What it learned.
+    pub fn report(&mut self, ledger: &mut Ledger, lessons: &mut Lessons) -> Vec<Lesson> {
         let intakes: Vec<(GroupId, Intake)> =
             self.groups.iter().map(|(id, group)| (id, group.intake)).collect();
+        let is_be = |id: GroupId| ledger.groups.get(id).is_some_and(|group| group.class == Class::BE);
+        let be: BTreeSet<GroupId> = self.groups.iter().map(|(id, _)| id).filter(|id| is_be(*id)).collect();
+        // BE that hardly runs may still be in the way by what it takes, or would take if it were let.
+        let is_held = |group: &GroupLedger| group.restraint.is_some_and(|it| it.memory_high.is_some());
+        let be_is_held = ledger.groups.values().any(is_held);
+        let mut learned = Vec::new();
         self.hurry = false;
         for (id, group) in self.groups.iter_mut() {
-            let memory = &mut ledger.groups[id].memory;
+            let GroupLedger { memory, cgroups, .. } = &mut ledger.groups[id];
             let new = std::mem::take(&mut group.new);
             memory.bytes = group.bytes;
             add(&mut memory.reclaimed_bytes, new.reclaimed_bytes);
@@ -229,7 +244,12 @@ impl MemoryMeter {
                 self.hurry = true;
                 memory.blame.entry(user).or_default().add(all);
             }
+            let is_measured = memory.stalled_by(Time::total).is_some() && *cgroups > 0;
+            if is_measured && !be_is_held && user.is_none_or(|user| !be.contains(&user)) {
+                learned.extend(lessons.hear_stalls(id, all));
+            }
         }
+        learned
     }
 }
 

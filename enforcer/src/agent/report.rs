@@ -29,7 +29,9 @@ impl Agent {
                 }
             }
             meter.report(ledger, elapsed, lessons);
-            memory.report(ledger);
+            for lesson in memory.report(ledger, lessons) {
+                meter.set_objective(lesson);
+            }
             ledger.plan(plan, elapsed);
             ledger.decisions(changes, now);
             ledger.advance(now);
@@ -44,6 +46,7 @@ impl Agent {
             ledger.steal = steal;
             ledger.overhead = shedder.average();
             ledger.shed = shedder.level();
+            ledger.guardian_time = cost.guardian_time();
             for (program, time) in cost.probe_times() {
                 ledger.note_probe_time(program, time);
             }
@@ -87,7 +90,9 @@ impl Agent {
 
     /// Keeps the agent's own cost within its budget.
     fn shed(&mut self, now: Duration, elapsed: Duration) {
-        let Some(cost) = self.cost.look(now, &self.probes) else { return };
+        // That it cannot be read, the next tick says.
+        let guardian = self.lease.guardian_cost().ok().flatten();
+        let Some(cost) = self.cost.look(now, &self.probes, guardian) else { return };
         let before = self.shedder.level();
         let Some(level) = self.shedder.observe(now, elapsed, cost) else { return };
         self.cost.sample_again();

@@ -59,7 +59,7 @@ impl Level {
 /// What the agent costs, as shares of the node's CPU time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cost {
-    /// Itself and its probes, as far as known.
+    /// Itself, its guardian and its probes, as far as known.
     pub all: f64,
     /// The request probes. `None`: not known.
     pub requests: Option<f64>,

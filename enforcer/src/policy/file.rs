@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, de};
 use serde_saphyr::Spanned;
 
-use super::{Class, Group, OBJECTIVE, Policy, Slo, kubernetes};
+use super::{Class, Group, OBJECTIVE, Policy, STALLED, Slo, kubernetes};
 use crate::{
     cgroup::pattern::Pattern,
     model::Levers,
@@ -21,8 +21,6 @@ const OVERHEADS: std::ops::RangeInclusive<Share> = Share { millionths: 10 }..=Sh
 const CGROUPS: std::ops::RangeInclusive<u32> = 16..=16_384;
 /// Victim rows and culprit columns are 16-bit numbers in the probes, and blame is their product.
 const GROUPS_MAX: usize = 4096;
-/// A smaller share is below what one tick can tell, and a larger one promises nothing.
-const STALLED: std::ops::RangeInclusive<Share> = Share { millionths: 100 }..=Share::percent(50);
 /// What is learned, times this: within [`FACTORS`], because the histograms are right within 12 % at best.
 const DEFAULT_FACTOR: Factor = Factor(1500);
 const FACTORS: std::ops::RangeInclusive<Factor> = Factor(1050)..=Factor(10_000);
@@ -64,25 +62,20 @@ struct GroupEntry {
 pub(super) struct SloEntry {
     request_latency: Option<Spanned<Promise>>,
     run_queue_wait: Option<Spanned<Promise>>,
-    memory_stall: Option<StalledTime>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StalledTime {
-    share: Spanned<String>,
+    memory_stall: Option<Spanned<Promise>>,
 }
 
 /// `auto`, or a mapping.
 enum Promise {
     Auto,
-    Entry(PromiseEntry),
+    Entry(Box<PromiseEntry>),
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PromiseEntry {
     p99: Option<Spanned<String>>,
+    share: Option<Spanned<String>>,
     auto: Option<Spanned<String>>,
 }
 
@@ -94,7 +87,7 @@ impl<'de> Deserialize<'de> for Promise {
             type Value = Promise;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("auto, or a mapping such as { p99: 5ms } or { auto: 1.5 }")
+                f.write_str("auto, or a mapping such as { p99: 5ms }, { share: 1% } or { auto: 1.5 }")
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Promise, E> {
@@ -105,7 +98,8 @@ impl<'de> Deserialize<'de> for Promise {
             }
 
             fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Promise, A::Error> {
-                PromiseEntry::deserialize(de::value::MapAccessDeserializer::new(map)).map(Promise::Entry)
+                let entry = PromiseEntry::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(Promise::Entry(Box::new(entry)))
             }
         }
 
@@ -231,38 +225,49 @@ pub(super) fn levers_in(name: &str, levers: &Levels) -> Result<Levers, Wrong> {
 }
 
 pub(super) fn slo_of(group: &str, entry: &SloEntry) -> Result<Slo, Wrong> {
-    let (request_latency_p99, request_latency_auto) =
-        promise(group, "requestLatency", entry.request_latency.as_ref())?;
-    let (run_queue_wait_p99, run_queue_wait_auto) =
-        promise(group, "runQueueWait", entry.run_queue_wait.as_ref())?;
-    let memory_stall = entry.memory_stall.as_ref().map(|entry| memory_stall(group, entry)).transpose()?;
+    let p99 = |what, entry| -> Result<_, Wrong> {
+        let (given, auto) = promise(group, what, Field::P99, entry)?;
+        Ok((given.map(|p99| threshold(group, what, p99)).transpose()?, auto))
+    };
+    let (request_latency_p99, request_latency_auto) = p99("requestLatency", entry.request_latency.as_ref())?;
+    let (run_queue_wait_p99, run_queue_wait_auto) = p99("runQueueWait", entry.run_queue_wait.as_ref())?;
+    let (share, memory_stall_auto) =
+        promise(group, "memoryStall", Field::Share, entry.memory_stall.as_ref())?;
     Ok(Slo {
         request_latency_p99,
         run_queue_wait_p99,
+        memory_stall: share.map(|share| memory_stall(group, share)).transpose()?,
         request_latency_auto,
         run_queue_wait_auto,
-        memory_stall,
+        memory_stall_auto,
     })
 }
 
-/// A threshold, or the factor to learn it with.
-fn promise(
+/// What an objective takes beside `auto`.
+#[derive(Clone, Copy)]
+enum Field {
+    P99,
+    Share,
+}
+
+/// What is given in place of `auto`, or the factor to learn it with.
+fn promise<'a>(
     group: &str,
     what: &str,
-    promise: Option<&Spanned<Promise>>,
-) -> Result<(Option<Duration>, Option<Factor>), Wrong> {
+    field: Field,
+    promise: Option<&'a Spanned<Promise>>,
+) -> Result<(Option<&'a Spanned<String>>, Option<Factor>), Wrong> {
     let Some(at) = promise else { return Ok((None, None)) };
-    let entry = match &at.value {
-        Promise::Auto => return Ok((None, Some(DEFAULT_FACTOR))),
-        Promise::Entry(entry) => entry,
+    let Promise::Entry(entry) = &at.value else { return Ok((None, Some(DEFAULT_FACTOR))) };
+    let PromiseEntry { p99, share, auto } = &**entry;
+    let (given, stranger, takes) = match field {
+        Field::P99 => (p99, share, "a p99, such as 5ms"),
+        Field::Share => (share, p99, "a share, such as 1%"),
     };
-    match entry {
-        PromiseEntry { p99: Some(p99), auto: None } => Ok((Some(threshold(group, what, p99)?), None)),
-        PromiseEntry { p99: None, auto: Some(auto) } => Ok((None, Some(factor(group, what, auto)?))),
-        _ => {
-            let what = format!("group {group:?}: {what} takes either a p99, such as 5ms, or auto");
-            Err(wrong(at, what))
-        }
+    match (given, stranger, auto) {
+        (Some(given), None, None) => Ok((Some(given), None)),
+        (None, None, Some(auto)) => Ok((None, Some(factor(group, what, auto)?))),
+        _ => Err(wrong(at, format!("group {group:?}: {what} takes either {takes}, or auto"))),
     }
 }
 
@@ -292,7 +297,7 @@ fn factor(group: &str, what: &str, auto: &Spanned<String>) -> Result<Factor, Wro
     Ok(factor)
 }
 
-fn memory_stall(group: &str, StalledTime { share }: &StalledTime) -> Result<Share, Wrong> {
+fn memory_stall(group: &str, share: &Spanned<String>) -> Result<Share, Wrong> {
     let stalled =
         share.value.parse().map_err(|err| wrong(share, format!("group {group:?}: memoryStall {err}")))?;
     if !STALLED.contains(&stalled) {
@@ -404,7 +409,14 @@ mod tests {
                 5,
                 "between 0.01% and 50%, not 80%",
             ),
-            (format!("{ls}  slo: {{ memoryStall: {{ p99: 1ms }} }}\n"), 5, "unknown field `p99`"),
+            (
+                format!("{ls}  slo: {{ memoryStall: {{ p99: 1ms }} }}\n"),
+                5,
+                "either a share, such as 1%, or auto",
+            ),
+            (format!("{ls}  slo: {{ memoryStall: {{ auto: 20 }} }}\n"), 5, "between 1.05 and 10, not 20"),
+            (format!("{ls}  slo: {{ memoryStall: {{ share: 1%, auto: 2 }} }}\n"), 5, "either a share"),
+            (format!("{ls}  slo: {{ requestLatency: {{ share: 1% }} }}\n"), 5, "either a p99, such as 5ms"),
             (format!("{ls}  slo: {{ requestLatency: often }}\n"), 5, "expected auto, or a mapping"),
             (format!("{ls}  slo: {{ requestLatency: {{ auto: much }} }}\n"), 5, "write a number such as 1.5"),
             (
@@ -459,6 +471,9 @@ mod tests {
             let expected = Slo { request_latency_auto: Some(Factor(factor)), ..Slo::default() };
             assert_eq!(slo(promise), expected, "{promise}");
         }
+        assert_eq!(slo("memoryStall: auto").memory_stall_auto, Some(DEFAULT_FACTOR));
+        let stalls = slo("memoryStall: { auto: 3 }");
+        assert_eq!((stalls.memory_stall_auto, stalls.memory_stall), (Some(Factor(3000)), None));
         let both = slo("runQueueWait: auto, requestLatency: { p99: 5ms }");
         assert_eq!((both.run_queue_wait_auto, both.run_queue_wait_p99), (Some(DEFAULT_FACTOR), None));
         assert_eq!(both.request_latency_p99, Some(Duration::from_millis(5)));

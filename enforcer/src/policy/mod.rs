@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cgroup::pattern::Pattern,
-    model::{Levers, Signal},
+    model::{Learned, Levers, Signal},
     units::{Factor, MilliCores, Share},
 };
 
@@ -46,6 +46,12 @@ impl fmt::Display for Class {
 /// Shorter objectives are below what the histograms can tell, longer ones above it.
 pub const OBJECTIVE: std::ops::RangeInclusive<Duration> = Duration::from_micros(10)..=Duration::from_secs(8);
 
+/// A smaller share is below what one tick can tell, and a larger one promises nothing.
+pub const STALLED: std::ops::RangeInclusive<Share> = Share { millionths: 100 }..=Share::percent(50);
+/// What may be learned of it. A group that never stalls without BE is promised the least: what comes on top within a second
+/// is a millisecond then, which is a stall or two.
+pub const LEARNED_STALL: std::ops::RangeInclusive<Share> = Share { millionths: 1_000 }..=*STALLED.end();
+
 /// What an LS group was promised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slo {
@@ -53,11 +59,12 @@ pub struct Slo {
     pub request_latency_p99: Option<Duration>,
     /// At most 1 % of waits are longer from runnable to running.
     pub run_queue_wait_p99: Option<Duration>,
-    /// The objective is to be learned: so many times the p99 without BE. Until that is known there is none.
-    pub request_latency_auto: Option<Factor>,
-    pub run_queue_wait_auto: Option<Factor>,
     /// At most so much of the time tasks stall until memory has been made free.
     pub memory_stall: Option<Share>,
+    /// The objective is to be learned: so many times what it is without BE. Until that is known there is none.
+    pub request_latency_auto: Option<Factor>,
+    pub run_queue_wait_auto: Option<Factor>,
+    pub memory_stall_auto: Option<Factor>,
 }
 
 /// What was promised of one signal.
@@ -70,6 +77,15 @@ pub enum Promise {
 }
 
 impl Promise {
+    /// What was learned of one signal.
+    pub fn learned(learned: Learned, signal: Signal) -> Option<Self> {
+        match signal {
+            Signal::RequestLatency => learned.request_latency.map(Self::P99),
+            Signal::RunQueueWait => learned.run_queue_wait.map(Self::P99),
+            Signal::MemoryStall => learned.memory_stall.map(Self::Share),
+        }
+    }
+
     /// In seconds, where it is a duration.
     pub fn seconds(self) -> Option<f64> {
         match self {
@@ -102,16 +118,17 @@ impl Slo {
         match signal {
             Signal::RequestLatency => self.request_latency_auto,
             Signal::RunQueueWait => self.run_queue_wait_auto,
-            Signal::MemoryStall => None,
+            Signal::MemoryStall => self.memory_stall_auto,
         }
     }
 
-    /// Promises this of one signal that is learned.
-    pub const fn set(&mut self, signal: Signal, threshold: Duration) {
-        match signal {
-            Signal::RequestLatency => self.request_latency_p99 = Some(threshold),
-            Signal::RunQueueWait => self.run_queue_wait_p99 = Some(threshold),
-            Signal::MemoryStall => {}
+    /// Promises what was learned of one signal.
+    pub fn set(&mut self, signal: Signal, learned: Promise) {
+        match (signal, learned) {
+            (Signal::RequestLatency, Promise::P99(p99)) => self.request_latency_p99 = Some(p99),
+            (Signal::RunQueueWait, Promise::P99(p99)) => self.run_queue_wait_p99 = Some(p99),
+            (Signal::MemoryStall, Promise::Share(share)) => self.memory_stall = Some(share),
+            _ => debug_assert!(false, "{learned:?} is no objective of {signal}"),
         }
     }
 }
@@ -151,7 +168,7 @@ pub struct Policy {
     pub kubernetes: Kubernetes,
     /// Directories that can be told apart at once.
     pub cgroups_max: u32,
-    /// What the agent and its probes may cost, of the node's CPU time.
+    /// What agent, guardian and probes may cost, of the node's CPU time.
     pub overhead: Share,
     /// CPUs of the node that it was checked for.
     pub cpus: u32,

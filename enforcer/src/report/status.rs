@@ -98,6 +98,8 @@ pub struct MemoryStatus {
     /// Time that tasks stalled, per time.
     pub stalled_ratio: Option<f64>,
     pub objective_ratio: Option<f64>,
+    /// Where the objective is from; `None`: nothing is promised.
+    pub objective_is: Option<Origin>,
     /// Parts of the error budget that are left; `None`: no objective, or nothing measured in that time.
     pub budget_1h: Option<f64>,
     pub budget_24h: Option<f64>,
@@ -143,7 +145,7 @@ pub enum Origin {
 
 impl Origin {
     fn of(slo: Slo, signal: Signal) -> Option<Self> {
-        match (slo.auto(signal), slo.threshold(signal)) {
+        match (slo.auto(signal), slo.promise(signal)) {
             (None, None) => None,
             (None, Some(_)) => Some(Self::Policy),
             (Some(_), None) => Some(Self::Learning),
@@ -238,6 +240,7 @@ impl MemoryStatus {
             bytes: memory.bytes,
             stalled_ratio: memory.stalled_by(Time::recent).map(|time| time.as_secs_f64() / window),
             objective_ratio: group.slo.memory_stall.map(Share::ratio),
+            objective_is: Origin::of(group.slo, Signal::MemoryStall),
             budget_1h: group.budget_left(Signal::MemoryStall, ledger.since_start, Window::Hour),
             budget_24h: group.budget_left(Signal::MemoryStall, ledger.since_start, Window::Day),
             stalled_seconds_total: memory.stalled_by(Time::total).map(|time| time.as_secs_f64()),

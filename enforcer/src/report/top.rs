@@ -149,7 +149,9 @@ fn cells(group: &GroupStatus) -> [String; COLUMNS.len()] {
     let of_requests = |value: fn(&DurationsStatus) -> Option<f64>| requests.and_then(value);
     let objective = of_requests(|requests| requests.objective_seconds).or(group.waits.objective_seconds);
     let is_learning = |durations: &DurationsStatus| durations.objective_is == Some(Origin::Learning);
-    let is_learning = requests.is_some_and(is_learning) || is_learning(&group.waits);
+    let is_learning = requests.is_some_and(is_learning)
+        || is_learning(&group.waits)
+        || (group.memory.objective_is == Some(Origin::Learning) && group.memory.stalled_ratio.is_some());
     let culprit = group.blame.first().map_or_else(
         || "-".to_owned(),
         |(name, share)| {

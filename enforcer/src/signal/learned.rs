@@ -1,6 +1,7 @@
 //! What is an LS group like without BE?
 //!
-//! An objective may be left to be learned: the p99 while no BE ran, times a factor. Only that time is listened to
+//! An objective may be left to be learned: what it is while no BE runs (the p99, or the share of the time that tasks
+//! stall for memory), times a factor. Only that time is listened to
 //! ([`Stretch::is_quiet`]), so BE cannot raise what it is measured by, however long it runs. The first lesson is short,
 //! so that there is an objective soon. It may have been heard at a bad moment (caches still cold, a deployment), so the
 //! later ones, which are longer, are averaged with it; from [`MEMORY`] lessons on each new one moves the result by one
@@ -16,9 +17,9 @@ const BE_CORES: f64 = 0.02;
 const STEAL_MAX: f64 = 0.02;
 /// What is answered now may have begun when BE still ran. The histograms tell 8.6 s apart at most.
 const SETTLE: Duration = Duration::from_secs(10);
-/// A lesson: so many heard at least, which puts thirty of them above the p99.
+/// A lesson on durations: so many heard at least, which puts thirty of them above the p99.
 const HEARD: u64 = 3_000;
-/// And heard for so long: the first, and later ones.
+/// Any lesson: heard for so long, the first, and later ones.
 const FIRST: Duration = Duration::from_secs(30);
 const LATER: Duration = Duration::from_mins(5);
 /// Lessons that the result remembers.
@@ -72,10 +73,10 @@ impl Stretch {
 }
 
 /// What was learned of one signal of one group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Normal {
-    /// Without BE.
-    pub p99: Duration,
+    /// Without BE: the p99 in seconds, or the share of the time that tasks stall.
+    pub usual: f64,
     /// How often it was heard.
     pub lessons: u32,
 }
@@ -84,6 +85,7 @@ pub struct Normal {
 #[derive(Clone, Debug, Default)]
 pub struct Learner {
     counts: Counts,
+    stalled: Duration,
     heard_for: Duration,
     normal: Option<Normal>,
 }
@@ -103,29 +105,54 @@ impl Learner {
     pub fn hear(&mut self, counts: &Counts, elapsed: Duration) -> bool {
         self.counts.add(counts);
         self.heard_for += elapsed;
-        let long_enough = if self.normal.is_some() { LATER } else { FIRST };
-        if self.heard_for < long_enough || self.counts.total() < HEARD {
+        if !self.was_long_enough() || self.counts.total() < HEARD {
             return false;
         }
-        let Some(heard) = self.counts.quantile(0.99) else { return false };
+        let Some(p99) = self.counts.quantile(0.99) else { return false };
+        self.counts.clear();
+        self.learn(p99.as_secs_f64(), by_ratio);
+        true
+    }
+
+    /// Takes in how long tasks stalled in a quiet stretch, for all of it at most, as in [`super::memory::StallCounter`].
+    /// Whether a lesson was learned from it.
+    pub fn hear_stalls(&mut self, stalled: Duration, elapsed: Duration) -> bool {
+        self.stalled += stalled.min(elapsed);
+        self.heard_for += elapsed;
+        if !self.was_long_enough() {
+            return false;
+        }
+        let share = std::mem::take(&mut self.stalled).div_duration_f64(self.heard_for);
+        self.learn(share, by_difference);
+        true
+    }
+
+    fn was_long_enough(&self) -> bool {
+        self.heard_for >= if self.normal.is_some() { LATER } else { FIRST }
+    }
+
+    /// `towards`: moves what is known by one part in so many towards what was heard.
+    fn learn(&mut self, heard: f64, towards: fn(f64, f64, u32) -> f64) {
+        self.heard_for = Duration::ZERO;
         self.normal = Some(match self.normal {
-            None => Normal { p99: heard, lessons: 1 },
-            Some(Normal { p99, lessons }) => {
+            None => Normal { usual: heard, lessons: 1 },
+            Some(Normal { usual, lessons }) => {
                 let lessons = lessons.saturating_add(1);
-                Normal { p99: towards(p99, heard, lessons.min(MEMORY)), lessons }
+                Normal { usual: towards(usual, heard, lessons.min(MEMORY)), lessons }
             }
         });
-        self.counts.clear();
-        self.heard_for = Duration::ZERO;
-        true
     }
 }
 
-/// `from`, moved towards `to` by one part in `parts` of the ratio between them: times are compared by ratio, and one
-/// awful lesson must not count for more than its turn.
-fn towards(from: Duration, to: Duration, parts: u32) -> Duration {
-    let (from, to) = (from.as_secs_f64().max(1e-9), to.as_secs_f64().max(1e-9));
-    Duration::from_secs_f64(from * (to / from).powf(1.0 / f64::from(parts)))
+/// Times are compared by ratio, and one awful lesson must not count for more than its turn.
+fn by_ratio(from: f64, to: f64, parts: u32) -> f64 {
+    let (from, to) = (from.max(1e-9), to.max(1e-9));
+    from * (to / from).powf(1.0 / f64::from(parts))
+}
+
+/// A share may be zero, and is never more than one.
+fn by_difference(from: f64, to: f64, parts: u32) -> f64 {
+    from + (to - from) / f64::from(parts)
 }
 
 #[cfg(test)]
@@ -155,7 +182,7 @@ mod tests {
     }
 
     fn p99_ms(learner: &Learner) -> f64 {
-        learner.normal().unwrap().p99.as_secs_f64() * 1e3
+        learner.normal().unwrap().usual * 1e3
     }
 
     #[test]
@@ -218,11 +245,28 @@ mod tests {
 
     #[test]
     fn what_was_learned_before_is_gone_on_from() {
-        let normal = Normal { p99: Duration::from_millis(3), lessons: 5 };
+        let normal = Normal { usual: 0.003, lessons: 5 };
         let mut learner = Learner::knowing(Some(normal));
         assert_eq!(learner.normal(), Some(normal));
         assert_eq!(seconds_until_lesson(&mut learner, 4), 300);
         assert_eq!(learner.normal().unwrap().lessons, 6);
         assert!((3.0..3.3).contains(&p99_ms(&learner)), "{learner:?}");
+    }
+
+    #[test]
+    fn of_stalls_the_share_of_the_time_is_learned_which_may_be_none() {
+        let mut learner = Learner::default();
+        let mut live = |stalled: Duration| {
+            let seconds = (1..10_000).find(|_| learner.hear_stalls(stalled, SECOND)).unwrap();
+            (seconds, learner.normal().unwrap().usual)
+        };
+        assert_eq!(live(Duration::ZERO), (30, 0.0));
+        // The second counts for half, the third for a third.
+        assert_eq!(live(SECOND / 10).0, 300);
+        assert!((live(Duration::ZERO).1 - 0.1 / 3.0).abs() < 1e-9, "{learner:?}");
+        assert!(Learner::default().normal().is_none());
+        let mut learner = Learner::default();
+        (0..30).for_each(|_| _ = learner.hear_stalls(SECOND * 4, SECOND));
+        assert_eq!(learner.normal(), Some(Normal { usual: 1.0, lessons: 1 }), "four tasks at once");
     }
 }

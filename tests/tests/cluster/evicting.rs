@@ -1,4 +1,6 @@
-//! Evictions: by Koordinator's thresholds, through the Eviction API, with budgets honoured.
+//! Evictions: by Koordinator's thresholds and for the sake of LS, through the Eviction API, with budgets honoured.
+
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use enforcer_rig::cluster::{Cluster, install::GENEROUS};
@@ -6,8 +8,12 @@ use serde_json::json;
 
 use crate::{
     citizen::{Citizen, STANDALONE},
-    pod::{Pod, Spec, wait_for},
+    pod::{Pod, Spec, wait_for, wait_long},
+    squeezing::{Hurt, QUOTA_ONLY},
 };
+
+/// Two minutes at its floor, and what comes before.
+const HANDED_OVER: Duration = Duration::from_mins(5);
 
 /// The node uses more than one percent of its memory, certainly.
 const FULL: &str =
@@ -45,6 +51,27 @@ pub fn budgets_are_honoured() -> Result<()> {
     ensure!(!deleted, "evicted against its budget");
     println!("{}", citizen.event("BatchEvicted", "protected")?);
     wait_for("the pod is gone", || Ok(cluster.ask(&["get", "pod", "protected"]).is_err()))
+}
+
+/// BE that hurts with the least that it must be left, for minutes, is better off on another node.
+pub fn for_latency() -> Result<()> {
+    let cluster = Cluster::running()?;
+    // So much that LS suffers for certain.
+    let policy = format!("{QUOTA_ONLY}  floor: 800m\n");
+    let hurt = Hurt::of(Citizen::start(&cluster, "handed-over", &policy, GENEROUS)?, "handed-over")?;
+    let name = &hurt.batch.as_ref().context("BUG: no batch pod")?.name;
+    let begun = Instant::now();
+    let mut told = Vec::new();
+    // Seldom: kubectl is a load of its own.
+    wait_long("the batch pod is evicted", HANDED_OVER, Duration::from_secs(5), || {
+        told = hurt.citizen.events("BatchEvicted", Some(name))?;
+        Ok(!told.is_empty())
+    })
+    .with_context(|| hurt.citizen.log())?;
+    let why = told[0]["message"].to_string();
+    println!("after {:.0?}: {why}", begun.elapsed());
+    ensure!(why.contains("for the sake of LS"), "{why}");
+    wait_for("the pod is gone", || Ok(cluster.ask(&["get", "pod", name]).is_err()))
 }
 
 /// A dry run only says so.

@@ -61,6 +61,7 @@ fn main() {
             prometheus::queries,
         ),
         trial("evictions_honour_budgets", &[Cluster], evicting::budgets_are_honoured),
+        trial("be_that_hurts_at_its_floor_is_handed_over_to_eviction", &[Cluster], evicting::for_latency),
         trial("the_charts_daemon_set_runs_under_kubelet", &[Cluster, Image], daemon_set::runs),
         trial("a_dry_run_evicts_nobody", &[Cluster], evicting::dry_run),
     ];

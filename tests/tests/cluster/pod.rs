@@ -232,9 +232,19 @@ impl Drop for Pod<'_> {
 }
 
 /// Waits until something is so. What cannot be asked for a while may come to be so all the same.
-pub fn wait_for(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+pub fn wait_for(what: &str, is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    wait_long(what, PATIENCE, LOOK_UP, is_so)
+}
+
+/// For so long, with so long between two looks.
+pub fn wait_long(
+    what: &str,
+    patience: Duration,
+    look: Duration,
+    mut is_so: impl FnMut() -> Result<bool>,
+) -> Result<()> {
     let mut failure = None;
-    let waited = wait::until(what, PATIENCE, LOOK_UP, || {
+    let waited = wait::until(what, patience, look, || {
         let outcome = is_so();
         let is_so = matches!(outcome, Ok(true));
         failure = outcome.err();

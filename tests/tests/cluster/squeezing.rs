@@ -23,7 +23,7 @@ const SLO: &str = r#"{"requestLatency":{"p99":"4ms"}}"#;
 pub struct Hurt<'a> {
     // In the order in which they are taken down.
     client: Process,
-    batch: Option<Pod<'a>>,
+    pub batch: Option<Pod<'a>>,
     web: Pod<'a>,
     pub citizen: Citizen<'a>,
 }

@@ -29,7 +29,7 @@ use enforcer_tests::{
     agent::{Agent, Files, PATIENCE, enforcer},
     needs::slowness,
 };
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     out_of_memory::OutOfMemory,
@@ -77,7 +77,7 @@ pub fn squeeze() -> Result<()> {
 }
 
 /// The same decisions are made again.
-fn replays(recording: &Path) -> Result<()> {
+pub fn replays(recording: &Path) -> Result<()> {
     let replayed = enforcer()?.arg("replay").arg(recording).output()?;
     let text =
         String::from_utf8_lossy(&replayed.stdout).into_owned() + &String::from_utf8_lossy(&replayed.stderr);
@@ -145,6 +145,43 @@ fn guardian_after<T>(
 
 pub fn guardian_after_kill() -> Result<()> {
     guardian_after("guardian", |_, _| Ok(()), by_signal(Signal::KILL))
+}
+
+/// As a failed allocation ends a process, or a panic that meets another.
+pub fn guardian_after_abort() -> Result<()> {
+    guardian_after("guardian-abort", |_, _| Ok(()), by_signal(Signal::ABORT))
+}
+
+/// A guardian that is killed has a successor, and that one guards.
+pub fn guardian_after_guardian() -> Result<()> {
+    let mut scene = Scene::new("guardians")?;
+    let owners = scene.set_owners_limit()?;
+    let mut agent = scene.squeezed()?;
+    let first = guardian_of(&agent)?.context("no guardian")?;
+    kill_process(first, Signal::KILL)?;
+    agent.wait_for("there is another guardian", |agent| {
+        Ok(guardian_of(agent)?.is_some_and(|now| now != first))
+    })?;
+    ensure!(scene.files.log()?.contains("the guardian ended; starting another"), "{}", scene.files.log()?);
+    agent.wait_for("BE is limited", |_| Ok(scene.be.cpu_limit()? != owners))?;
+    let begun = Instant::now();
+    agent.process.signal(Signal::KILL)?;
+    report(&[scene.wait_until_restored(&owners, begun)?]);
+    agent.process.terminate(PATIENCE)?;
+    Ok(())
+}
+
+/// The agent's only child, once it is what it is to be.
+fn guardian_of(agent: &Agent) -> Result<Option<Pid>> {
+    let id = agent.process.id();
+    let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;
+    for child in children.split_whitespace() {
+        let command = fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+        if command.split(|byte| *byte == 0).any(|argument| argument == b"guardian") {
+            return Ok(Pid::from_raw(child.parse()?));
+        }
+    }
+    Ok(None)
 }
 
 pub fn guardian_after_oom_kill() -> Result<()> {
@@ -257,6 +294,8 @@ pub fn overhead() -> Result<()> {
     ensure!(ran > 0.0, "the probe ran for {ran} s");
     ensure!(scene.files.log()?.contains("the agent costs too much"), "{}", scene.files.log()?);
     ensure!(agent.status()?.left_out.is_some(), "{:?}", agent.status()?);
+    let guardian = agent.metric("enforcer_guardian_cpu_seconds_total")?;
+    ensure!(guardian > 0.0 && guardian < 10.0, "the guardian used {guardian} s");
     let (ticks, begun) = (agent.metric("enforcer_ticks_total")?, Instant::now());
     sleep(Duration::from_secs(4));
     let early = agent.metric("enforcer_early_ticks_total")?;

@@ -124,6 +124,16 @@ fn agent_trials() -> Vec<Trial> {
             limits::guardian_after_kill,
         ),
         trial(
+            "the_guardian_restores_what_an_agent_left_that_aborted",
+            &[Root, Probes, TwoCpus],
+            limits::guardian_after_abort,
+        ),
+        trial(
+            "a_guardian_that_is_killed_has_a_successor_that_guards",
+            &[Root, Probes, TwoCpus],
+            limits::guardian_after_guardian,
+        ),
+        trial(
             "the_guardian_restores_what_an_agent_left_that_ran_out_of_memory",
             &[Root, Probes, TwoCpus, Memory],
             limits::guardian_after_oom_kill,
@@ -222,6 +232,11 @@ fn memory_trials() -> Vec<Trial> {
             "the_agent_tells_who_stalls_for_memory_and_for_whom",
             &[Root, Probes, Memory, Psi],
             memory::told_by_the_agent,
+        ),
+        trial(
+            "an_objective_on_stalls_is_learned_while_no_be_runs",
+            &[Root, Probes, Memory, Psi, RealCpus],
+            memory::learned_by_the_agent,
         ),
         trial(
             "be_that_takes_the_memory_that_ls_stalls_for_is_held_back_and_let_go",

@@ -81,8 +81,8 @@ pub struct Rate {
 }
 
 impl Group {
-    /// One that has no directory yet. `stalls`: where something is promised and measured.
-    pub fn new(policy: &policy::Group, victim: u32, culprit: u32, stalls: Option<StallCounter>) -> Self {
+    /// One that has no directory yet.
+    pub fn new(policy: &policy::Group, victim: u32, culprit: u32) -> Self {
         Self {
             class: policy.class,
             slo: policy.slo,
@@ -107,7 +107,7 @@ impl Group {
             sampling: Sampling::ALL,
             is_sparse: false,
             memory: MemoryTotals::default(),
-            stalls,
+            stalls: None,
             stalled_ns: 0,
             stall_tally: Tally::default(),
         }

@@ -194,6 +194,9 @@ const fn culprit(column: u32) -> Culprit {
 
 /// What decisions cannot know from the policy.
 fn learned(slo: Slo) -> Learned {
-    let of = |signal| slo.auto(signal).and_then(|_| slo.threshold(signal));
-    Learned { request_latency: of(Signal::RequestLatency), run_queue_wait: of(Signal::RunQueueWait) }
+    Learned {
+        request_latency: slo.request_latency_auto.and(slo.request_latency_p99),
+        run_queue_wait: slo.run_queue_wait_auto.and(slo.run_queue_wait_p99),
+        memory_stall: slo.memory_stall_auto.and(slo.memory_stall),
+    }
 }

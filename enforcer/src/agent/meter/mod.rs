@@ -25,7 +25,7 @@ use crate::{
         probes::{MemoryProbes, Probes},
         slots::SlotTable,
     },
-    model::{GroupId, Levers},
+    model::{GroupId, Levers, Signal},
     places::Places,
     policy::{self, Class},
     signal::{histogram::Counts, learned::Stretch, memory::StallCounter, tally::ALLOWED},
@@ -117,12 +117,11 @@ impl Meter {
     /// # Errors
     /// Where it counts, but its requests and blame do not.
     pub fn join(&mut self, id: GroupId, policy: &policy::Group, now: Duration) -> Result<(), Unmeasured> {
-        let stalls = policy.slo.memory_stall.filter(|_| self.memory_probes);
-        let stalls = stalls.map(|promised| StallCounter::new(promised, ALLOWED));
         if let Some(known) = self.groups.get_mut(id) {
             if known.slo != policy.slo {
-                (known.slo, known.stalls) = (policy.slo, stalls);
+                known.slo = policy.slo;
                 known.tell_objective(&self.counters);
+                self.count_stalls(id);
             }
             return Ok(());
         }
@@ -135,7 +134,7 @@ impl Meter {
             victim.asked_ns.remove(&culprit);
         }
         let (victim, result) = if policy.is_victim() { self.row(now) } else { (NO_VICTIM, Ok(())) };
-        let mut group = Group::new(policy, victim, culprit, stalls);
+        let mut group = Group::new(policy, victim, culprit);
         if group.is_victim() {
             group.serves = self.requests_are_measured;
             self.counters.clear_victim(victim);
@@ -143,6 +142,7 @@ impl Meter {
             group.tell_objective(&self.counters);
         }
         self.groups.put(id, group);
+        self.count_stalls(id);
         result
     }
 
@@ -169,11 +169,30 @@ impl Meter {
         self.ended.insert(group.culprit);
     }
 
-    /// From now on this counts as slow.
-    pub fn set_objective(&mut self, Lesson { group, signal, threshold }: Lesson) {
-        let group = &mut self.groups[group];
-        group.slo.set(signal, threshold);
+    /// From now on this counts as slow, or as too much.
+    pub fn set_objective(&mut self, Lesson { group: id, signal, promise }: Lesson) {
+        let group = &mut self.groups[id];
+        group.slo.set(signal, promise);
         group.tell_objective(&self.counters);
+        if signal == Signal::MemoryStall {
+            self.count_stalls(id);
+        }
+    }
+
+    /// Counts stalls in the units of the objective, where something is promised and measured.
+    fn count_stalls(&mut self, id: GroupId) {
+        let group = &mut self.groups[id];
+        let promised = group.slo.memory_stall.filter(|_| self.memory_probes);
+        let counter = promised.map(|promised| StallCounter::new(promised, ALLOWED));
+        if std::mem::replace(&mut group.stalls, counter).is_some() {
+            return;
+        }
+        // What came before the promise does not count.
+        for slot in &group.slots {
+            if let Some(counted) = &mut self.counted[*slot as usize] {
+                _ = counted.read_memory(&self.counters);
+            }
+        }
     }
 
     /// Counts a directory from now on. `path` is its absolute one.

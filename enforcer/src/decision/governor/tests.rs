@@ -13,7 +13,7 @@ use crate::{
     model::{Blame, CpuLimit, Culprit, GroupSnapshot, Learned, Levers, Restraint},
     policy::Slo,
     signal::tally::Tally,
-    units::{Factor, MilliCores},
+    units::{Factor, MilliCores, Share},
 };
 
 const TICK: Duration = Duration::from_millis(100);
@@ -371,12 +371,30 @@ fn who_takes_memory_is_known_a_second_later_and_needs_no_trial_then() {
 }
 
 #[test]
+fn stalls_that_are_to_be_learned_count_from_when_they_are() {
+    let mut groups = groups(1);
+    groups[0].slo = Slo { memory_stall_auto: Some(Factor(1500)), ..Slo::default() };
+    let mut governor = governor(&groups, Mode::Enforce);
+    let mut decide = |tick, memory_stall: Option<Share>| {
+        let stalled = GroupSnapshot {
+            memory_stalls: Some(Tally { total: 100, slow: 30 }),
+            learned: Learned { memory_stall, ..Learned::default() },
+            ..GroupSnapshot::default()
+        };
+        governor.decide(&seen(TICK * tick, vec![stalled, batch(1.2)])).reason.label()
+    };
+    assert!((1..100).all(|tick| decide(tick, None) == "met"), "nothing is promised yet");
+    let reasons: Vec<_> = (100..110).map(|tick| decide(tick, Some(Share::percent(1)))).collect();
+    assert!(reasons.contains(&"trial"), "{reasons:?}");
+}
+
+#[test]
 fn an_objective_that_is_to_be_learned_counts_from_when_it_is() {
     let mut groups = groups(1);
     groups[0].slo = Slo { request_latency_auto: Some(Factor(1500)), ..Slo::default() };
     let mut governor = governor(&groups, Mode::Enforce);
     let mut decide = |tick, learned: Option<Duration>| {
-        let learned = Learned { request_latency: learned, run_queue_wait: None };
+        let learned = Learned { request_latency: learned, ..Learned::default() };
         let groups = vec![GroupSnapshot { learned, ..web(100, 20) }, batch(1.2)];
         let node = seen(TICK * tick, groups);
         governor.decide(&node).reason.label()

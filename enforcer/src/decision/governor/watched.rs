@@ -108,8 +108,7 @@ impl Watched {
             waited.fade(elapsed);
         }
         let group = node.group(self.objective.victim);
-        let learned = group.learned.threshold(self.objective.signal);
-        self.promise = self.promised.or(learned.map(Promise::P99));
+        self.promise = self.promised.or(Promise::learned(group.learned, self.objective.signal));
         self.throttled = group.throttled;
         self.steal = node.steal;
         self.memory_user = group.memory_user;

@@ -73,7 +73,9 @@ pub struct Ledger {
     pub request_latency_missing: Option<String>,
     /// Time that each program ran, estimated; empty: not known.
     pub probe_times: BTreeMap<String, Duration>,
-    /// What the agent and its probes cost, of the node's CPU time, and may cost.
+    /// CPU time of guardians; `None`: none told.
+    pub guardian_time: Option<Duration>,
+    /// What agent, guardian and probes cost, of the node's CPU time, and may cost.
     pub overhead: Option<f64>,
     pub overhead_budget: f64,
     /// What is left out because it costs too much.
@@ -137,6 +139,7 @@ impl Ledger {
             sizes,
             request_latency_missing,
             probe_times: BTreeMap::new(),
+            guardian_time: None,
             overhead: None,
             overhead_budget,
             shed: Level::Nothing,

@@ -151,7 +151,7 @@ pub fn cluster(ledger: &Ledger) -> Vec<MetricFamily> {
     ]
 }
 
-/// What the agent and its probes cost.
+/// What agent, guardian and probes cost.
 pub fn cost(ledger: &Ledger) -> Vec<MetricFamily> {
     vec![
         counter(
@@ -162,9 +162,14 @@ pub fn cost(ledger: &Ledger) -> Vec<MetricFamily> {
                 .iter()
                 .map(|(program, time)| sample([("program", program.as_str())], time.as_secs_f64())),
         ),
+        counter(
+            "enforcer_guardian_cpu_seconds_total",
+            "CPU time that the guardian used",
+            ledger.guardian_time.map(|time| sample([], time.as_secs_f64())),
+        ),
         gauge(
             "enforcer_overhead_ratio",
-            "What the agent and its probes cost, of the node's CPU time",
+            "What agent, guardian and probes cost, of the node's CPU time",
             ledger.overhead.map(|overhead| sample([], overhead)),
         ),
         gauge("enforcer_overhead_budget_ratio", "What they may cost", [sample([], ledger.overhead_budget)]),

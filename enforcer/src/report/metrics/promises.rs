@@ -48,7 +48,7 @@ fn objectives(group: &GroupLedger) -> impl Iterator<Item = Metric> {
 fn learned(group: &GroupLedger) -> impl Iterator<Item = Metric> {
     Signal::ALL.into_iter().filter_map(|signal| {
         group.slo.auto(signal)?;
-        let is_known = group.slo.threshold(signal).is_some();
+        let is_known = group.slo.promise(signal).is_some();
         let labels = [("group", group.name.as_str()), ("signal", signal.label())];
         Some(sample(labels, f64::from(is_known)))
     })

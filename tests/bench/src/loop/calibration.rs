@@ -19,7 +19,7 @@ const SATURATING_CONNECTIONS: usize = 16;
 /// hiccups of the host in so short a time; a server that falls behind shows it in all percentiles.
 const SANE_FACTOR: f64 = 10.0;
 /// A server that answers more slowly than that at a load has fallen behind: no SLO can be made of it.
-const KEEPS_UP_US: f64 = 20_000.0;
+const KEEPS_UP_US: f64 = 10_000.0;
 /// Nor can it where the SLO is so many times that of a greater load: the host has become slower since.
 pub const SLOWER: f64 = 2.0;
 /// Then each of some longer tries must be served, else the rate is lowered, so often at most.

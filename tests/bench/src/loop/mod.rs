@@ -154,21 +154,21 @@ fn calibrate(stage: &Stage, matrix: &Matrix, record: &mut Record, json: &Path) -
         let rate = capacity_hz * f64::from(percent) / 100.0;
         ensure!(
             given_hz.is_none(),
-            "LS alone does not keep up with {rate:.0} requests/s: something else keeps the node busy, or --capacity is too \
-             high; run it again with --fresh when the node is calm"
+            "LS alone is too slow at {rate:.0} requests/s, or slower than at more: something else keeps the node busy, or \
+             --capacity is too high; run it again with --fresh when the node is calm"
         );
         // A good moment of the host was taken for the node's strength.
-        println!("LS alone does not keep up with {rate:.0} requests/s: once more with less");
+        println!("LS alone is too slow at {rate:.0} requests/s, or slower than at more: once more with less");
         capacity_hz *= calibration::LOWERED;
         record.slo_us.clear();
     }
     bail!(
-        "LS alone does not keep up with any load that was tried: something else keeps the node busy, or its host does; run \
+        "LS alone is too slow at any load that was tried: something else keeps the node busy, or its host does; run \
          it again with --fresh when the node is calm"
     )
 }
 
-/// Makes the SLOs that the record does not hold yet. The load, in percent, that LS alone does not keep up with, if any.
+/// Makes the SLOs that the record does not hold yet. The load, in percent, of which none can be made, if any.
 fn promise(stage: &Stage, matrix: &Matrix, record: &mut Record, json: &Path) -> Result<Option<u32>> {
     let capacity_hz = record.capacity_hz.expect("BUG: an SLO without a capacity");
     // The greatest first: if one is too much, it is.
