@@ -71,7 +71,7 @@ impl Lease {
     /// # Errors
     /// What the file system says.
     pub fn renew(&mut self) -> Result<Standing, Error> {
-        self.write(BEAT_AT, clock::monotonic_ns())?;
+        self.write(BEAT_AT, [clock::monotonic_ns()])?;
         let found = self.read(REVOCATIONS_AT)?;
         let before = self.revocations.replace(found);
         Ok(if before.is_some_and(|before| before != found) { Standing::Revoked } else { Standing::Kept })
@@ -91,7 +91,7 @@ impl Lease {
     /// What the file system says.
     pub fn revoke(&self) -> Result<(), Error> {
         let revocations = self.read(REVOCATIONS_AT)?;
-        self.write(REVOCATIONS_AT, revocations.wrapping_add(1))
+        self.write(REVOCATIONS_AT, [revocations.wrapping_add(1)])
     }
 
     /// What the guardian told of itself last. `None`: none did.
@@ -115,9 +115,8 @@ impl Lease {
         if self.guardian_cost()?.as_ref().is_some_and(is_later) {
             return Ok(());
         }
-        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).to_ne_bytes();
-        let words = [ns(since), ns(cpu)].concat();
-        self.file.write_all_at(&words, GUARDIAN_AT).map_err(|err| self.error(err))
+        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.write(GUARDIAN_AT, [ns(since), ns(cpu)])
     }
 
     /// Zero where nothing was written yet.
@@ -129,8 +128,9 @@ impl Lease {
         }
     }
 
-    fn write(&self, at: u64, word: u64) -> Result<(), Error> {
-        self.file.write_all_at(&word.to_ne_bytes(), at).map_err(|err| self.error(err))
+    fn write<const N: usize>(&self, at: u64, words: [u64; N]) -> Result<(), Error> {
+        let bytes = words.map(u64::to_ne_bytes);
+        self.file.write_all_at(bytes.as_flattened(), at).map_err(|err| self.error(err))
     }
 
     fn error(&self, source: io::Error) -> Error {

@@ -1,11 +1,6 @@
 //! Memory of the groups, by the files of their directories, and who is likely to use what a victim lacks.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    ffi::OsString,
-    path::Path,
-    time::Duration,
-};
+use std::{collections::HashMap, ffi::OsString, path::Path, time::Duration};
 
 use enforcer_ebpf::layout::StallCause;
 
@@ -210,8 +205,6 @@ impl MemoryMeter {
     pub fn report(&mut self, ledger: &mut Ledger, lessons: &mut Lessons) -> Vec<Lesson> {
         let intakes: Vec<(GroupId, Intake)> =
             self.groups.iter().map(|(id, group)| (id, group.intake)).collect();
-        let is_be = |id: GroupId| ledger.groups.get(id).is_some_and(|group| group.class == Class::BE);
-        let be: BTreeSet<GroupId> = self.groups.iter().map(|(id, _)| id).filter(|id| is_be(*id)).collect();
         // BE that hardly runs may still be in the way by what it takes, or would take if it were let.
         let is_held = |group: &GroupLedger| group.restraint.is_some_and(|it| it.memory_high.is_some());
         let be_is_held = ledger.groups.values().any(is_held);
@@ -245,7 +238,8 @@ impl MemoryMeter {
                 memory.blame.entry(user).or_default().add(all);
             }
             let is_measured = memory.stalled_by(Time::total).is_some() && *cgroups > 0;
-            if is_measured && !be_is_held && user.is_none_or(|user| !be.contains(&user)) {
+            let is_be = |user: GroupId| ledger.groups.get(user).is_some_and(|user| user.class == Class::BE);
+            if is_measured && !be_is_held && !user.is_some_and(is_be) {
                 learned.extend(lessons.hear_stalls(id, all));
             }
         }
